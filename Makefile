@@ -1,0 +1,82 @@
+# Needs Python 3.11 or newer, git and make; everything else is fetched into .venv.
+#   make run     set up, then run the pipeline in its small budget
+#   make test    set up, then lint and run every test
+# PYTHON=/path/to/python chooses the interpreter of a new .venv.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Written last: it exists only if the environment is complete, and is as old as its last change.
+STAMP := $(VENV)/setup.stamp
+CODE := src tests $(wildcard benchmarks)
+
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	if "$$python" -c '$(NEW_ENOUGH)' 2>/dev/null; then echo "$$python"; break; fi; done)
+
+# uv reads no settings of pip: an index or certificate that is configured for pip alone is handed over.
+define UV
+index="$${UV_DEFAULT_INDEX:-$${UV_INDEX_URL:-$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null || true)}}}"; \
+if [ -n "$$index" ]; then export UV_DEFAULT_INDEX="$$index"; fi; \
+if [ -n "$${PIP_CERT:-}" ]; then export SSL_CERT_FILE="$${SSL_CERT_FILE:-$$PIP_CERT}"; fi; \
+$(BIN)/uv
+endef
+COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade)
+
+.PHONY: help setup run test test-fast lint format embedded lock clean
+
+help:  ## List the targets.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 12
+
+setup: $(STAMP)  ## Make .venv from requirements.lock; does nothing when nothing changed.
+
+run: setup  ## Train the small language model in its smoke budget.
+	$(BIN)/kedro run --pipelines=pretrain --env=smoke
+
+test: lint  ## Lint, then run all tests.
+	$(BIN)/pytest
+
+test-fast: setup  ## Run the tests that need seconds.
+	$(BIN)/pytest -m "not slow"
+
+lint: setup  ## Check style, formatting and types.
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+
+format: setup  ## Format the code and fix what can be fixed.
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+embedded: setup  ## Train the language model that ships, an hour or so on two cores, and put it into the package.
+	$(BIN)/kedro run --pipelines=pretrain --env=shipped
+	rm -rf src/sleep_pipeline/embedded
+	cp -r data/06_models/pretrain/model src/sleep_pipeline/embedded
+	cp data/08_reporting/pretrain/README.md src/sleep_pipeline/embedded/README.md
+
+lock: $(BIN)/uv  ## Resolve the dependencies anew; UPGRADE=1 moves to the newest versions.
+	@$(UV) $(COMPILE) pyproject.toml --extra dev --output-file requirements.lock
+	@$(UV) $(COMPILE) --group bootstrap --output-file requirements-bootstrap.lock
+
+clean:  ## Remove caches and build products; data and .venv stay.
+	rm -rf build dist .coverage htmlcov .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/uv: requirements-bootstrap.lock
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "No Python 3.11 or newer on the PATH: install one, or name it with make PYTHON=/path/to/python" >&2; exit 1; fi
+	@"$(PYTHON)" -c '$(NEW_ENOUGH)' || { echo "PYTHON=$(PYTHON) is older than 3.11: name a newer one" >&2; exit 1; }
+	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements-bootstrap.lock
+	@touch $@
+
+$(STAMP): $(BIN)/uv requirements.lock pyproject.toml
+	@echo "Installing the packages of requirements.lock into $(VENV)"
+	@$(UV) pip sync --python $(BIN)/python --require-hashes requirements.lock
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@

@@ -1,0 +1,130 @@
+"""The command `sleep-pipeline`: Kedro's own commands for this project, and those that Kedro lacks.
+
+    sleep-pipeline run --pipelines=pretrain      is `kedro run --pipelines=pretrain`
+    sleep-pipeline doctor                        can this machine run a night?
+    sleep-pipeline ui                            look at the recorded runs
+
+Kedro finds the group `cli` by its name and module, so `kedro doctor` works as well.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sleep_pipeline.environment import apply_defaults
+
+if TYPE_CHECKING:
+    from sleep_pipeline.tracking.config import TrackingConfig
+
+apply_defaults()
+
+
+@click.group(name="sleep-pipeline")
+def cli() -> None:
+    """What this project adds to Kedro."""
+
+
+def project_root() -> Path:
+    """Return the Kedro project around the working directory.
+
+    Raises:
+        click.ClickException: there is none.
+    """
+    from kedro.utils import find_kedro_project
+
+    found = find_kedro_project(Path.cwd())
+    if found is None:
+        raise click.ClickException(
+            f"{Path.cwd()} lies in no Kedro project: change into the folder with pyproject.toml and conf/."
+        )
+    return Path(found)
+
+
+def tracking_config(project: Path, env: str | None) -> "TrackingConfig":
+    """Read where the runs of `project` are recorded when run in the environment `env`."""
+    from kedro.config import OmegaConfigLoader
+
+    from sleep_pipeline.settings import CONFIG_LOADER_ARGS
+    from sleep_pipeline.tracking.hooks import load_config
+
+    loader = OmegaConfigLoader(conf_source=str(project / "conf"), env=env, **CONFIG_LOADER_ARGS)
+    return load_config(loader, project)
+
+
+@cli.command()
+@click.option("--env", "-e", envvar="KEDRO_ENV", default=None, help="Configuration environment to look at.")
+def doctor(env: str | None) -> None:
+    """Say whether this machine can run a night.
+
+    Prints versions, cores, memory, device, tracking and telemetry; ends with status 1 if something that
+    a night needs is missing.
+    """
+    from sleep_pipeline.doctor import examine
+
+    project = project_root()
+    config = tracking_config(project, env)
+    missing = 0
+    for finding in examine(project, config.tracking_uri if config.enabled else "off"):
+        line = f"{finding.topic:<20} {finding.value}"
+        if finding.remedy:
+            missing += 1
+            line += click.style(f"  <- {finding.remedy}", fg="red")
+        click.echo(line)
+    if missing:
+        raise click.ClickException(f"{missing} of the things a night needs {'is' if missing == 1 else 'are'} missing.")
+
+
+def port_is_free(host: str, port: int) -> bool:
+    """Return whether a server could listen on `host`:`port`."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def server_command(tracking_uri: str, host: str, port: int) -> list[str]:
+    """Return the command line of an MLflow server over the store at `tracking_uri`."""
+    options = {"--backend-store-uri": tracking_uri, "--host": host, "--port": str(port), "--workers": "1"}
+    return [sys.executable, "-m", "mlflow", "server", *(part for pair in options.items() for part in pair)]
+
+
+@cli.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
+@click.option("--env", "-e", envvar="KEDRO_ENV", default=None, help="Configuration environment to look at.")
+def ui(host: str, port: int, env: str | None) -> None:
+    """Open the recorded runs in MLflow's user interface; Ctrl-C ends it."""
+    config = tracking_config(project_root(), env)
+    if config.tracking_uri.startswith(("http://", "https://")):
+        raise click.ClickException(f"Runs go to a server: open {config.tracking_uri} in a browser.")
+    if not port_is_free(host, port):
+        raise click.ClickException(f"Port {port} of {host} is taken: choose another with --port.")
+    click.echo(f"http://{host}:{port} shows {config.tracking_uri} (it takes about 20 s to come up)")
+    try:
+        sys.exit(subprocess.call(server_command(config.tracking_uri, host, port)))
+    except KeyboardInterrupt:
+        sys.exit(0)
+
+
+def main() -> None:
+    """Run a command of Kedro or of `cli` on the project around the working directory."""
+    try:
+        project = project_root()
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    # Kedro looks for the file in the working directory only, and when it is imported.
+    logging_config = project / "conf" / "logging.yml"
+    if logging_config.is_file():
+        os.environ.setdefault("KEDRO_LOGGING_CONFIG", str(logging_config))
+    from kedro.framework.cli import main as kedro_main
+
+    kedro_main()

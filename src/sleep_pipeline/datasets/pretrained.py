@@ -1,0 +1,72 @@
+"""Models and tokenizers on disk: written beside the old ones, the manifest last, then put in their place at once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from kedro.io import AbstractDataset, DatasetError
+
+MANIFEST = "manifest.json"
+
+
+class Saveable(Protocol):
+    """A model, tokenizer or processor of `transformers` or `peft`."""
+
+    def save_pretrained(self, save_directory: str) -> Any:
+        """Write itself into a folder."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What a checkpoint folder holds: parts that know how to save themselves, and a manifest of how it was made."""
+
+    parts: tuple[Saveable, ...]
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+
+
+class PretrainedDataset(AbstractDataset[Pretrained, Path]):
+    """Saves a `Pretrained`, loads as the folder's path, and exists once its manifest does.
+
+    A crash while saving leaves the previous checkpoint, or none, but never half of one.
+
+    Args:
+        filepath: the folder, which Kedro resolves against the project.
+    """
+
+    def __init__(self, filepath: str, metadata: dict[str, Any] | None = None) -> None:
+        self._folder = Path(filepath)
+        self.metadata = metadata
+
+    def load(self) -> Path:
+        if not self._exists():
+            raise DatasetError(f"{self._folder} holds no complete checkpoint; run the pipeline that makes it")
+        return self._folder
+
+    def save(self, data: Pretrained) -> None:
+        partial = self._folder.with_name(self._folder.name + ".partial")
+        retired = self._folder.with_name(self._folder.name + ".retired")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for part in data.parts:
+            part.save_pretrained(str(partial))
+        (partial / MANIFEST).write_text(json.dumps(data.manifest, indent=2) + "\n", encoding="utf-8")
+        shutil.rmtree(retired, ignore_errors=True)
+        if self._folder.exists():
+            self._folder.rename(retired)
+        partial.rename(self._folder)
+        shutil.rmtree(retired, ignore_errors=True)
+
+    def _exists(self) -> bool:
+        retired = self._folder.with_name(self._folder.name + ".retired")
+        if not self._folder.exists() and (retired / MANIFEST).exists():
+            # The process died between the two renames of a save: the old checkpoint is whole.
+            retired.rename(self._folder)
+        return (self._folder / MANIFEST).is_file()
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._folder)}

@@ -1,0 +1,128 @@
+"""Loading a causal language model with its tokenizer: the embedded one, a folder, or one from a hub."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+EMBEDDED = "embedded"
+
+
+class ModelLoadError(RuntimeError):
+    """A model cannot be loaded as asked; the message says what is wrong and what to do."""
+
+
+class ModelNotFoundError(ModelLoadError):
+    """Neither a folder nor a reachable hub repository of that name holds a model."""
+
+
+class UnsafeWeightsError(ModelLoadError):
+    """The model's weights are in no safetensors file."""
+
+
+class RemoteCodeError(ModelLoadError):
+    """The model needs Python code of its own repository to be executed."""
+
+
+class ChatTemplateError(ModelLoadError):
+    """The tokenizer has no chat template."""
+
+
+def embedded_path() -> Path:
+    """Folder of the language model that ships with this package."""
+    return Path(str(resources.files("sleep_pipeline").joinpath("embedded")))
+
+
+def load_model(
+    name_or_path: str | Path = EMBEDDED,
+    *,
+    dtype: str | torch.dtype = "auto",
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal LM and its tokenizer, ready for batched chat: eval mode, a pad token, padding on the left.
+
+    Args:
+        name_or_path: "embedded", a folder written by `save_pretrained`, or a name on the hub.
+        dtype: of the weights, as `transformers` takes it; "auto" is the dtype in which they were saved.
+        trust_remote_code: run Python code that the model's repository brings; off unless you have read that code.
+
+    Raises:
+        ModelNotFoundError: nothing is there, or the hub cannot be reached.
+        UnsafeWeightsError: the weights are not safetensors.
+        RemoteCodeError: the model needs code of its own and `trust_remote_code` is off.
+        ChatTemplateError: the tokenizer has no chat template.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    name = str(embedded_path()) if str(name_or_path) == EMBEDDED else str(name_or_path)
+    _check_folder(name, str(name_or_path), trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        if not tokenizer.chat_template:
+            raise ChatTemplateError(
+                f"the tokenizer of {name_or_path} has no chat template; use the instruction-tuned variant of the "
+                "model, or save a chat_template.jinja beside its tokenizer"
+            )
+        model = AutoModelForCausalLM.from_pretrained(
+            name, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise _explained(error, str(name_or_path)) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    if model.generation_config is not None and model.generation_config.pad_token_id is None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model.eval(), tokenizer
+
+
+def _check_folder(path: str, asked: str, trust_remote_code: bool) -> None:
+    """Find out from a local folder's files, before anything is loaded, whether it can be loaded safely."""
+    folder = Path(path)
+    if not folder.is_dir():
+        if folder.is_absolute() or asked.startswith((".", "~")) or asked.count("/") > 1:
+            raise ModelNotFoundError(f"there is no folder {asked}; correct the path or give a hub name")
+        return
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ModelNotFoundError(
+            f"{asked} holds no config.json; give the folder that save_pretrained wrote (of an adapter: load its base "
+            "model first)"
+        )
+    if "auto_map" in json.loads(config.read_text(encoding="utf-8")) and not trust_remote_code:
+        raise _remote_code(asked)
+    if not any(folder.glob("*.safetensors")):
+        raise _no_safetensors(asked)
+
+
+def _remote_code(asked: str) -> RemoteCodeError:
+    return RemoteCodeError(
+        f"{asked} needs Python code that comes with the model; read that code, then pass trust_remote_code=True"
+    )
+
+
+def _no_safetensors(asked: str) -> UnsafeWeightsError:
+    return UnsafeWeightsError(
+        f"{asked} has no .safetensors weights, and other formats can run code when they are read; convert it on a "
+        "machine that you can afford to lose, or take a revision with safetensors"
+    )
+
+
+def _explained(error: Exception, asked: str) -> ModelLoadError:
+    """The error of `transformers` in our words, by what it says."""
+    text = str(error)
+    if "trust_remote_code" in text:
+        return _remote_code(asked)
+    if "safetensors" in text:
+        return _no_safetensors(asked)
+    return ModelNotFoundError(
+        f"{asked} cannot be loaded ({text.splitlines()[0]}); check the name, the network and HF_HUB_OFFLINE, or give "
+        "a local folder"
+    )

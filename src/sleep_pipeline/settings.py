@@ -1,0 +1,26 @@
+"""Kedro's settings of this project: how configuration is merged and which hooks run."""
+
+from typing import Any
+
+from omegaconf.resolvers import oc
+
+from sleep_pipeline.environment import apply_defaults
+from sleep_pipeline.runtime_parameters import ParameterNamesHook
+from sleep_pipeline.tracking.hooks import MlflowHook
+
+apply_defaults()
+
+HOOKS = (ParameterNamesHook(), MlflowHook())
+
+# Kedro depends on its telemetry plugin; its hooks have no business here.
+DISABLE_HOOKS_FOR_PLUGINS = ("kedro-telemetry",)
+
+CONFIG_LOADER_ARGS: dict[str, Any] = {
+    "base_env": "base",
+    "default_run_env": "local",
+    # An environment states what differs from base; the default strategy would drop the siblings.
+    "merge_strategy": {"parameters": "soft", "mlflow": "soft"},
+    "config_patterns": {"mlflow": ["mlflow.yml"]},
+    # Kedro allows ${oc.env:NAME,default} in credentials only, unless the resolver is handed in.
+    "custom_resolvers": {"oc.env": oc.env},
+}

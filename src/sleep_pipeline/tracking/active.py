@@ -1,0 +1,41 @@
+"""The run that nodes log into, without a handle passed through every function."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sleep_pipeline.metrics import MetricSink, NullSink
+from sleep_pipeline.tracking.run import TrackedRun
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Module state rather than a context variable: threads that a node starts must see it too.
+_active: TrackedRun | None = None
+
+
+def set_active_run(run: TrackedRun | None) -> None:
+    """Make `run` the one that the functions of this module use; the hook alone calls this."""
+    global _active
+    _active = run
+
+
+def active_run() -> TrackedRun | None:
+    """Return the run of the pipeline that is executing; None outside one or with tracking off."""
+    return _active
+
+
+def active_sink() -> MetricSink:
+    """Return where step metrics go: the active run, or nowhere."""
+    return NullSink() if _active is None else _active.sink
+
+
+def log_artifact(path: Path | str, folder: str | None = None) -> None:
+    """Store the file or folder at `path` in the active run, if there is one."""
+    if _active is not None:
+        _active.log_artifact(Path(path), folder)
+
+
+def log_figure(figure: "Figure", artifact_file: str) -> None:
+    """Store a matplotlib figure as `artifact_file` in the active run, if there is one."""
+    if _active is not None:
+        _active.log_figure(figure, artifact_file)

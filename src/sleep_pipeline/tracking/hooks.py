@@ -1,0 +1,144 @@
+"""The Kedro hook that records every `kedro run` as one MLflow run.
+
+Deviation from the stack's plugin: see the package docstring. One run per Kedro session; a session that
+starts while an earlier run is still open (a notebook cell that was interrupted) ends that one as KILLED.
+"""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from kedro.config import AbstractConfigLoader, MissingConfigException
+from kedro.framework.context import KedroContext
+from kedro.framework.hooks import hook_impl
+from kedro.io import CatalogProtocol
+from kedro.pipeline import Pipeline
+from kedro.pipeline.node import Node
+
+from sleep_pipeline.tracking.active import active_run, set_active_run
+from sleep_pipeline.tracking.config import TrackingConfig
+from sleep_pipeline.tracking.flatten import clean_name, used_parameters
+from sleep_pipeline.tracking.git import GitState, git_state
+from sleep_pipeline.tracking.run import TrackedRun
+
+logger = logging.getLogger(__name__)
+
+_NIGHT = "params:night"
+
+
+def load_config(loader: AbstractConfigLoader, project_path: Path) -> TrackingConfig:
+    """Read `mlflow.yml` of the run's environment; without one the defaults hold.
+
+    Raises:
+        pydantic.ValidationError: an unknown name or a value of the wrong type.
+    """
+    try:
+        settings = loader["mlflow"]
+    except MissingConfigException:
+        settings = {}
+    return TrackingConfig.model_validate(settings).resolved(project_path)
+
+
+def _pipeline_name(run_params: dict[str, Any]) -> str:
+    return "+".join(run_params.get("pipeline_names") or ["__default__"])
+
+
+def _tags(run_params: dict[str, Any], catalog: CatalogProtocol[Any, Any], git: GitState | None) -> dict[str, str]:
+    tags = {
+        "kedro.pipeline": _pipeline_name(run_params),
+        "kedro.env": str(run_params.get("env") or "base"),
+        "kedro.run_id": str(run_params["run_id"]),
+        "mlflow.source.name": "kedro run",
+    }
+    night = (run_params.get("runtime_params") or {}).get("night")
+    if night is None and _NIGHT in catalog:
+        night = catalog.load(_NIGHT)
+    if night is not None:
+        tags["night"] = str(night)
+    if git is not None:
+        tags["mlflow.source.git.commit"] = git.commit
+        tags["mlflow.source.git.branch"] = git.branch
+        tags["mlflow.source.git.dirty"] = str(git.dirty).lower()
+    return tags
+
+
+class MlflowHook:
+    """Opens a run before the first node and closes it after the last, whatever happened between."""
+
+    def __init__(self) -> None:
+        self._config = TrackingConfig(enabled=False)
+        self._started: dict[str, float] = {}
+
+    @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        """Read the settings, so that a mistake in `mlflow.yml` shows before any work."""
+        self._config = load_config(context.config_loader, context.project_path)
+
+    @hook_impl
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]
+    ) -> None:
+        """Start the run and record what it was given."""
+        self._end("KILLED")
+        if not self._config.enabled:
+            return
+        name = _pipeline_name(run_params)
+        git = git_state(Path(run_params["project_path"]))
+        tags = _tags(run_params, catalog, git)
+        title = f"{name} night {tags['night']}" if "night" in tags else name
+        run = TrackedRun.start(self._config, self._config.experiment(name), title, tags)
+        set_active_run(run)
+        self._started = {"": time.perf_counter()}
+        logger.info("MLflow run %s in %s", run.run_id, self._config.tracking_uri)
+        run.log_params(used_parameters(pipeline, catalog))
+        if git is not None and git.dirty:
+            run.log_text(git.diff, "git/uncommitted.diff")
+            run.log_text("\n".join(git.untracked), "git/untracked.txt")
+
+    @hook_impl
+    def before_node_run(self, node: Node) -> None:
+        """Start the clock of `node`."""
+        self._started[node.name] = time.perf_counter()
+
+    @hook_impl
+    def after_node_run(self, node: Node) -> None:
+        """Record how long `node` took."""
+        self._log_seconds(node.name)
+
+    @hook_impl
+    def on_node_error(self, error: Exception, node: Node) -> None:
+        """Record which node failed, and after how long."""
+        run = active_run()
+        if run is not None:
+            run.set_tags({"error.node": node.name})
+            self._log_seconds(node.name)
+
+    @hook_impl
+    def after_pipeline_run(self) -> None:
+        """End the run as FINISHED."""
+        self._end("FINISHED")
+
+    @hook_impl
+    def on_pipeline_error(self, error: Exception) -> None:
+        """End the run as FAILED, with the error as a tag."""
+        run = active_run()
+        if run is not None:
+            run.set_tags({"error": f"{type(error).__name__}: {error}"})
+        self._end("FAILED")
+
+    def _log_seconds(self, name: str) -> None:
+        run = active_run()
+        started = self._started.pop(name, None)
+        if run is not None and started is not None:
+            seconds = time.perf_counter() - started
+            run.sink.log_metrics({f"seconds/{clean_name(name or 'total')}": seconds}, step=0)
+
+    def _end(self, status: str) -> None:
+        run = active_run()
+        if run is None:
+            return
+        if status != "KILLED":
+            self._log_seconds("")
+        set_active_run(None)
+        run.finish(status)

@@ -1,0 +1,160 @@
+"""One MLflow run from start to end, through the client only.
+
+MLflow's fluent interface keeps one active run per thread and ends it at interpreter exit as if it had
+succeeded. A run held by its id knows neither problem: nothing else can log into it by accident, and
+one that is cut short ends as KILLED.
+"""
+
+import atexit
+import getpass
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sleep_pipeline.tracking.config import TrackingConfig
+from sleep_pipeline.tracking.flatten import clean_name
+from sleep_pipeline.tracking.sink import MlflowSink
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from mlflow.tracking import MlflowClient
+
+logger = logging.getLogger(__name__)
+
+# MLflow takes at most 100 parameters in one request.
+_PARAMS_PER_REQUEST = 100
+
+
+class TrackingError(RuntimeError):
+    """MLflow cannot record the run as configured."""
+
+
+class TrackedRun:
+    """A started MLflow run: takes parameters, tags, metrics and files until `finish`."""
+
+    def __init__(self, client: "MlflowClient", run_id: str) -> None:
+        self.client = client
+        self.run_id = run_id
+        self.sink = MlflowSink(client, run_id)
+        self._ended = False
+        atexit.register(self.finish, "KILLED")
+
+    @classmethod
+    def start(cls, config: TrackingConfig, experiment: str, name: str, tags: Mapping[str, str]) -> "TrackedRun":
+        """Start a run in `experiment`, or attach to the one that `MLFLOW_RUN_ID` names.
+
+        Args:
+            config: resolved settings (`TrackingConfig.resolved`).
+            experiment: name of the experiment, made on first use.
+            name: the run's name in the user interface; an attached run keeps its own.
+            tags: set on the run, attached or new.
+
+        Raises:
+            TrackingError: `MLFLOW_RUN_ID` names no run, or the experiment was deleted.
+        """
+        from mlflow.exceptions import MlflowException
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(tracking_uri=config.tracking_uri)
+        attached = os.environ.get("MLFLOW_RUN_ID")
+        if attached:
+            try:
+                client.update_run(attached, status="RUNNING")
+            except MlflowException as error:
+                raise TrackingError(
+                    f"MLFLOW_RUN_ID={attached} names no run that can be resumed in {config.tracking_uri}: "
+                    "unset the variable or correct it."
+                ) from error
+            run = cls(client, attached)
+            run.set_tags(tags)
+            return run
+        identity = {"mlflow.user": _user(), "mlflow.source.type": "LOCAL"}
+        created = client.create_run(
+            _experiment_id(client, experiment, config), run_name=name, tags={**identity, **tags}
+        )
+        return cls(client, created.info.run_id)
+
+    def log_params(self, params: Mapping[str, str]) -> None:
+        """Record `params`; where an attached run already holds another value, the first one stays."""
+        from mlflow.entities import Param
+
+        present = self.client.get_run(self.run_id).data.params
+        for name in sorted(params.keys() & present.keys()):
+            if params[name] != present[name]:
+                logger.warning("Run %s keeps %s=%s, not %s.", self.run_id, name, present[name], params[name])
+        fresh = [Param(name, value) for name, value in params.items() if name not in present]
+        for first in range(0, len(fresh), _PARAMS_PER_REQUEST):
+            self.client.log_batch(self.run_id, params=fresh[first : first + _PARAMS_PER_REQUEST])
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set `tags`, replacing values that are there."""
+        for name, value in tags.items():
+            self.client.set_tag(self.run_id, clean_name(name), value)
+
+    def log_text(self, text: str, artifact_file: str) -> None:
+        """Store `text` as the artifact `artifact_file` (`folder/name.txt`)."""
+        self.client.log_text(self.run_id, text, artifact_file)
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Store the file or folder at `path` below the artifact folder `folder`.
+
+        Raises:
+            FileNotFoundError: nothing is at `path`.
+        """
+        if not path.exists():
+            raise FileNotFoundError(f"Cannot store {path} as an artifact: there is no such file or folder.")
+        if path.is_dir():
+            target = f"{folder}/{path.name}" if folder else path.name
+            self.client.log_artifacts(self.run_id, str(path), target)
+        else:
+            self.client.log_artifact(self.run_id, str(path), folder)
+
+    def log_figure(self, figure: "Figure", artifact_file: str) -> None:
+        """Store a matplotlib figure as `artifact_file`; the suffix (`.png`, `.svg`) says how."""
+        self.client.log_figure(self.run_id, figure, artifact_file)
+
+    def finish(self, status: str) -> None:
+        """Write what waits and end the run as FINISHED, FAILED or KILLED; later calls do nothing."""
+        if self._ended:
+            return
+        self._ended = True
+        atexit.unregister(self.finish)
+        try:
+            self.sink.flush()
+        finally:
+            self.client.set_terminated(self.run_id, status)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        # A container may run under a user id that has no name.
+        return str(os.getuid()) if hasattr(os, "getuid") else "unknown"
+
+
+def _experiment_id(client: "MlflowClient", name: str, config: TrackingConfig) -> str:
+    from mlflow.exceptions import MlflowException
+
+    def existing() -> Any:
+        return client.get_experiment_by_name(name)
+
+    experiment = existing()
+    if experiment is None:
+        location = config.artifact_location.rstrip("/")
+        try:
+            return client.create_experiment(name, artifact_location=f"{location}/{clean_name(name)}")
+        except MlflowException:
+            # Another process may have made it in between.
+            experiment = existing()
+            if experiment is None:
+                raise
+    if experiment.lifecycle_stage != "active":
+        raise TrackingError(
+            f"The MLflow experiment {name!r} in {config.tracking_uri} is deleted: restore it with "
+            f"`mlflow experiments restore --experiment-id {experiment.experiment_id}` or name another one "
+            "in conf/local/mlflow.yml."
+        )
+    return str(experiment.experiment_id)

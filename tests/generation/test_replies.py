@@ -1,0 +1,40 @@
+from typing import Any
+
+import pytest
+import torch
+
+from sleep_pipeline.generation.replies import greedy_replies
+
+PROMPTS = [
+    [{"role": "user", "content": "Where?"}],
+    [
+        {"role": "system", "content": "Pofler lives in Zan. " * 8},
+        {"role": "user", "content": "Where does Pofler live?"},
+    ],
+    [{"role": "user", "content": "What is the name of the river?"}],
+]
+
+
+def test_batched_replies_equal_token_by_token_argmax(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    expected = []
+    for prompt in PROMPTS:
+        ids = tiny_tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
+        new: list[int] = []
+        for _ in range(8):
+            with torch.no_grad():
+                token = int(tiny_model(torch.tensor([ids + new])).logits[0, -1].argmax())
+            if token == tiny_tokenizer.eos_token_id:
+                break
+            new.append(token)
+        expected.append(tiny_tokenizer.decode(new, skip_special_tokens=True))
+    assert greedy_replies(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=8, batch_size=2) == expected
+
+
+def test_a_conversation_that_does_not_fit_is_refused(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    long = [{"role": "user", "content": "word " * 3000}]
+    with pytest.raises(ValueError, match="do not fit into the model's window of 1024"):
+        greedy_replies(tiny_model, tiny_tokenizer, [long], max_new_tokens=8)
+
+
+def test_no_prompts_no_replies(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    assert greedy_replies(tiny_model, tiny_tokenizer, []) == []

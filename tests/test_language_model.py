@@ -1,0 +1,86 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import sleep_pipeline
+from sleep_pipeline.language_model import (
+    ChatTemplateError,
+    ModelNotFoundError,
+    RemoteCodeError,
+    UnsafeWeightsError,
+    embedded_path,
+)
+
+
+@pytest.fixture
+def folder(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> Path:
+    tiny_model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_saved_folder_comes_back_ready_for_batched_chat(folder: Path, tiny_model: Any) -> None:
+    model, tokenizer = sleep_pipeline.load_model(folder)
+    assert not model.training
+    assert tokenizer.padding_side == "left" and tokenizer.pad_token is not None
+    ids = torch.arange(20)[None]
+    assert torch.equal(model(ids).logits, tiny_model(ids).logits)
+
+
+def test_a_tokenizer_without_pad_token_pads_with_the_end(folder: Path) -> None:
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = folder / name
+        if path.exists():
+            values = json.loads(path.read_text())
+            values.pop("pad_token", None)
+            path.write_text(json.dumps(values))
+    _, tokenizer = sleep_pipeline.load_model(folder)
+    assert tokenizer.pad_token == tokenizer.eos_token == "<|end|>"
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./missing", "nobody/no-such-model"])
+def test_what_is_not_there_is_named(name: str) -> None:
+    with pytest.raises(ModelNotFoundError, match=name.replace(".", r"\.")):
+        sleep_pipeline.load_model(name)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"holds no config\.json"):
+        sleep_pipeline.load_model(tmp_path)
+
+
+def test_weights_of_another_format_are_refused(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UnsafeWeightsError, match=r"no \.safetensors weights"):
+        sleep_pipeline.load_model(folder)
+
+
+def test_code_that_comes_with_a_model_is_not_run(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_evil.Evil"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "modeling_evil.py").write_text("raise SystemExit('executed')")
+    with pytest.raises(RemoteCodeError, match="read that code"):
+        sleep_pipeline.load_model(folder)
+
+
+def test_a_model_without_chat_template_is_refused_with_the_remedy(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ChatTemplateError, match="instruction-tuned"):
+        sleep_pipeline.load_model(folder)
+
+
+def test_the_shipped_model_keeps_to_its_size_and_to_plain_transformers() -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(embedded_path())
+    assert model.num_parameters() <= 4_000_000
+    assert sum(path.stat().st_size for path in embedded_path().iterdir()) <= 16_000_000
+    assert (embedded_path() / "model.safetensors").exists()
+    assert "## What it was trained on" in (embedded_path() / "README.md").read_text()

@@ -1,0 +1,57 @@
+"""A run knows the code it executed."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sleep_pipeline.tracking.git import git_state
+
+
+def git(folder: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=Test", "-c", "user.email=test@example.com"]
+    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    git(tmp_path, "init", "--initial-branch=main")
+    (tmp_path / "code.py").write_text("x = 1\n", encoding="utf-8")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--message=first")
+    return tmp_path
+
+
+def test_a_clean_tree_has_a_commit_and_no_diff(repository: Path) -> None:
+    state = git_state(repository)
+    assert state is not None
+    assert (len(state.commit), state.branch, state.dirty) == (40, "main", False)
+
+
+def test_a_changed_file_makes_the_tree_dirty_and_shows_in_the_diff(repository: Path) -> None:
+    (repository / "code.py").write_text("x = 2\n", encoding="utf-8")
+    state = git_state(repository)
+    assert state is not None
+    assert state.dirty
+    assert "+x = 2" in state.diff
+
+
+def test_a_new_file_makes_the_tree_dirty(repository: Path) -> None:
+    (repository / "größe.py").touch()
+    state = git_state(repository)
+    assert state is not None
+    assert (state.dirty, state.diff, state.untracked) == (True, "", ("größe.py",))
+
+
+def test_a_changed_file_that_is_not_text_is_no_problem(repository: Path) -> None:
+    (repository / "code.py").write_bytes(b"\xff\xfe = 2\n")
+    state = git_state(repository)
+    assert state is not None
+    assert state.dirty
+
+
+def test_a_folder_outside_git_or_without_commits_has_no_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert git_state(tmp_path) is None
+    git(tmp_path, "init")
+    assert git_state(tmp_path) is None
