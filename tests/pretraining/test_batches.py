@@ -28,11 +28,14 @@ def test_a_batch_depends_on_seed_and_number_alone(
 
 def test_rows_are_nearly_full_and_have_the_lengths_asked_for(batches: PackedBatches) -> None:
     total = used = 0
+    budget, lengths = batches.settings.batch_tokens, batches.settings.row_lengths
     for index in range(5):
+        tokens = sum(rows["input_ids"].numel() for rows in batches[index])
+        assert budget - lengths[0] < tokens <= budget
         for rows in batches[index]:
-            assert rows["input_ids"].shape[1] in batches.settings.row_lengths
-            total += rows["input_ids"].numel()
+            assert rows["input_ids"].shape[1] in lengths
             used += int((rows["input_ids"] != batches.pad).sum())
+        total += tokens
     assert used / total > 0.95
 
 
@@ -48,13 +51,23 @@ def test_labels_are_the_next_token_of_the_same_conversation(batches: PackedBatch
 
 
 def test_answers_weigh_one_and_what_is_only_read_weighs_less(batches: PackedBatches, tiny_tokenizer: Any) -> None:
-    rows = batches[2][0]
-    weights = rows["weights"][rows["labels"] != IGNORED]
-    light = batches.settings.mixture.context_weight
-    assert torch.isclose(weights, torch.tensor(1.0)).logical_or(torch.isclose(weights, torch.tensor(light))).all()
-    assistant = tiny_tokenizer.convert_tokens_to_ids("<|assistant|>")
-    after = rows["weights"][(rows["input_ids"] == assistant) & (rows["labels"] != IGNORED)]
-    assert len(after) > 0 and (after == 1).all()
+    mixture = batches.settings.mixture
+    assistant, end = (tiny_tokenizer.convert_tokens_to_ids(token) for token in ("<|assistant|>", "<|end|>"))
+    seen: set[float] = set()
+    for rows in [rows for index in range(3) for rows in batches[index]]:
+        for ids, labels, weights in zip(rows["input_ids"], rows["labels"], rows["weights"], strict=True):
+            said = running = False
+            for token, label, weight in zip(ids.tolist(), labels.tolist(), weights.tolist(), strict=True):
+                if token == tiny_tokenizer.bos_token_id:
+                    running = True
+                elif token == tiny_tokenizer.convert_tokens_to_ids("<|system|>"):
+                    running = False
+                said = token == assistant or (said and token != end)
+                if label != IGNORED:
+                    wanted = 1.0 if said else mixture.text_weight if running else mixture.context_weight
+                    assert weight == pytest.approx(wanted)
+                    seen.add(wanted)
+    assert seen == {1.0, mixture.text_weight, mixture.context_weight}
 
 
 def test_real_text_is_read_where_there_is_some(tiny_settings: PretrainSettings, tiny_tokenizer: Any) -> None:

@@ -157,7 +157,7 @@ def reading(rng: random.Random, split: Split) -> Example:
     document = world.document()
     turns = [
         ask_unknown(rng, document, world) if rng.random() < 0.2 else ask(rng, document, split)
-        for _ in range(rng.randint(1, 6))
+        for _ in range(rng.randint(1, 8))
     ]
     return Example("reading", conversation(document.text, turns))
 

@@ -7,7 +7,7 @@ batches in any order.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -76,23 +76,22 @@ class PackedBatches(Dataset[Batch]):
         return lengths
 
     def __getitem__(self, index: int) -> Batch:
-        rng = random.Random(f"batch/{self.settings.seed}/{index}")
-        wanted = int((1 - self.settings.mixture.english_share) * self.settings.batch_tokens)
-        pools = {length: _Rows(length) for length in self.settings.row_lengths}
+        settings, mixture = self.settings, self.settings.mixture
+        rng = random.Random(f"batch/{settings.seed}/{index}")
+        rows = _Rows(settings.row_lengths, settings.batch_tokens)
+        wanted = int((1 - mixture.english_share) * settings.batch_tokens)
         for ids, said in sorted(self._conversations(rng, wanted), key=lambda item: -len(item[0])):
-            fitting = [length for length in pools if length >= len(ids)]
-            if fitting:
-                pools[fitting[0]].place(ids, said)
-        shortest = pools[self.settings.row_lengths[0]]
-        while sum(pool.capacity for pool in pools.values()) + shortest.length <= self.settings.batch_tokens:
-            shortest.open()
-        for pool in pools.values():
-            self._fill_with_text(rng, pool)
-        weight = self.settings.mixture.context_weight
-        return [pool.tensors(self.pad, weight) for pool in pools.values() if pool.capacity]
+            rows.place(ids, [1.0 if flag else mixture.context_weight for flag in said])
+        while rows.open(1):
+            pass
+        for row in rows:
+            while (space := row.space) >= _SHORTEST_TEXT:
+                piece = self._text(rng, space)
+                row.put(piece, [mixture.text_weight] * len(piece))
+        return rows.tensors(self.pad)
 
     def _conversations(self, rng: random.Random, wanted: int) -> Iterator[tuple[list[int], list[bool]]]:
-        """Encoded conversations of at least `wanted` tokens in all, drawn by their skills' shares."""
+        """Encoded conversations of `wanted` tokens in all or slightly more, drawn by their skills' shares."""
         skills = list(self._skills.values())
         practice = self.settings.mixture.practice_share if self.english else 0.0
         total = 0
@@ -104,61 +103,78 @@ class PackedBatches(Dataset[Batch]):
                 else:
                     examples.append(rng.choices(skills, self._odds)[0](rng, "train"))
             for ids, said in self.encoder.conversations([example.messages for example in examples]):
-                total += len(ids)
-                yield ids, said
+                if total < wanted:
+                    total += len(ids)
+                    yield ids, said
 
-    def _fill_with_text(self, rng: random.Random, pool: _Rows) -> None:
-        for row in range(len(pool.used)):
-            while (space := pool.length - pool.used[row]) >= _SHORTEST_TEXT:
-                if self.english:
-                    ids = self.encoder.text(self.english.passage(rng))
-                    start = rng.randrange(max(1, len(ids) - space // 2))
-                else:
-                    ids, start = self.encoder.text(WorldGenerator(rng.getrandbits(64)).document().text), 0
-                piece = ids[start : start + space]
-                pool.put(row, piece, [True] * len(piece))
+    def _text(self, rng: random.Random, space: int) -> list[int]:
+        """A piece of running text of at most `space` tokens."""
+        if self.english:
+            ids = self.encoder.text(self.english.passage(rng))
+            start = rng.randrange(max(1, len(ids) - space // 2))
+        else:
+            ids, start = self.encoder.text(WorldGenerator(rng.getrandbits(64)).document().text), 0
+        return ids[start : start + space]
 
 
-class _Rows:
-    """Rows of one length that are filled piece by piece; a piece goes where it leaves the least space."""
+class _Row:
+    """One row and the pieces that it holds, with a weight for every token."""
 
     def __init__(self, length: int) -> None:
         self.length = length
-        self.pieces: list[list[tuple[list[int], list[bool]]]] = []
-        self.used: list[int] = []
+        self.space = length
+        self.pieces: list[tuple[list[int], list[float]]] = []
 
-    @property
-    def capacity(self) -> int:
-        return self.length * len(self.used)
+    def put(self, ids: list[int], weights: list[float]) -> None:
+        self.pieces.append((ids, weights))
+        self.space -= len(ids)
 
-    def open(self) -> int:
-        """Add an empty row and return its number."""
-        self.pieces.append([])
-        self.used.append(0)
-        return len(self.used) - 1
 
-    def place(self, ids: list[int], said: list[bool]) -> None:
-        """Put a piece into the row that it fills best, or into a new one."""
-        fitting = [row for row, used in enumerate(self.used) if self.length - used >= len(ids)]
-        self.put(max(fitting, key=lambda row: self.used[row]) if fitting else self.open(), ids, said)
+class _Rows:
+    """Rows of several lengths, at most `capacity` tokens in all; a piece goes where it leaves the least space."""
 
-    def put(self, row: int, ids: list[int], said: list[bool]) -> None:
-        self.pieces[row].append((ids, said))
-        self.used[row] += len(ids)
+    def __init__(self, lengths: Sequence[int], capacity: int) -> None:
+        self.left = capacity
+        self._by_length: dict[int, list[_Row]] = {length: [] for length in lengths}
 
-    def tensors(self, pad: int, context_weight: float) -> dict[str, torch.Tensor]:
-        ids = torch.full((len(self.used), self.length), pad)
-        positions = torch.zeros_like(ids)
-        labels = torch.full_like(ids, IGNORED)
-        weights = torch.zeros(ids.shape)
-        for row, pieces in enumerate(self.pieces):
-            at = 0
-            for piece, said in pieces:
-                end = at + len(piece)
-                ids[row, at:end] = torch.tensor(piece)
-                positions[row, at:end] = torch.arange(len(piece))
-                labels[row, at : end - 1] = torch.tensor(piece[1:])
-                weights[row, at : end - 1] = torch.tensor([1.0 if flag else context_weight for flag in said[1:]])
-                at = end
-            positions[row, at:] = torch.arange(self.length - at)
-        return {"input_ids": ids, "position_ids": positions, "labels": labels, "weights": weights}
+    def __iter__(self) -> Iterator[_Row]:
+        return (row for rows in self._by_length.values() for row in rows)
+
+    def open(self, tokens: int) -> _Row | None:
+        """Add the shortest row that holds `tokens`; None if no row is long enough or the capacity is spent."""
+        length = next((length for length in self._by_length if length >= tokens), None)
+        if length is None or length > self.left:
+            return None
+        self.left -= length
+        self._by_length[length].append(row := _Row(length))
+        return row
+
+    def place(self, ids: list[int], weights: list[float]) -> None:
+        """Put a piece into the row that it fills best, or into a new one; it is dropped if there is room in none."""
+        fitting = [row for row in self if row.space >= len(ids)]
+        row = min(fitting, key=lambda row: row.space) if fitting else self.open(len(ids))
+        if row:
+            row.put(ids, weights)
+
+    def tensors(self, pad: int) -> Batch:
+        """One dictionary of tensors for each row length in use."""
+        return [_tensors(rows, pad) for rows in self._by_length.values() if rows]
+
+
+def _tensors(rows: list[_Row], pad: int) -> dict[str, torch.Tensor]:
+    length = rows[0].length
+    ids = torch.full((len(rows), length), pad)
+    positions = torch.zeros_like(ids)
+    labels = torch.full_like(ids, IGNORED)
+    weights = torch.zeros(ids.shape)
+    for row, packed in enumerate(rows):
+        at = 0
+        for piece, weighted in packed.pieces:
+            end = at + len(piece)
+            ids[row, at:end] = torch.tensor(piece)
+            positions[row, at:end] = torch.arange(len(piece))
+            labels[row, at : end - 1] = torch.tensor(piece[1:])
+            weights[row, at : end - 1] = torch.tensor(weighted[1:])
+            at = end
+        positions[row, at:] = torch.arange(length - at)
+    return {"input_ids": ids, "position_ids": positions, "labels": labels, "weights": weights}

@@ -59,9 +59,10 @@ class MixtureSettings(_Settings):
             "grids": 0.03,
         }
     )
-    english_share: float = Field(0.1, ge=0, lt=1)
+    english_share: float = Field(0.15, ge=0, lt=1)
     practice_share: float = Field(0.08, ge=0, lt=1)
     context_weight: float = Field(0.1, ge=0, le=1)
+    text_weight: float = Field(0.25, ge=0, le=1)
 
 
 class OptimizerSettings(_Settings):
@@ -79,7 +80,7 @@ class PretrainSettings(_Settings):
     """Everything that decides what the pretrained model is; equal settings and corpora give equal models."""
 
     seed: int = 0
-    steps: PositiveInt = 1600
+    steps: PositiveInt = 3600
     batch_tokens: PositiveInt = 8192
     micro_batch_tokens: PositiveInt = 4096
     row_lengths: tuple[PositiveInt, ...] = (128, 256, 512)
