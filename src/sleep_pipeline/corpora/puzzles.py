@@ -40,9 +40,9 @@ _NEEDLE_LINES: dict[Split, tuple[tuple[str, str], ...]] = {
 
 
 def needles(rng: random.Random, split: Split, keys: int | None = 32, turns: int = 1) -> Example:
-    """Find the value of one key among many; `keys=None` draws how many (4 to 32)."""
+    """Find the value of one key among many; `keys=None` draws how many, 2 to 32, few as often as many."""
     names = _names(rng, split)
-    count = keys or rng.randint(4, 32)
+    count = keys or round(2 * 16 ** rng.random())
     line, question = rng.choice(_NEEDLE_LINES[split])
     words = rng.random() < 0.2
     table = {names.short_name(): names.word() if words else str(rng.randint(100, 9999)) for _ in range(count)}
@@ -78,7 +78,8 @@ def classification(
     """Give an utterance the label of the labelled utterances that it resembles.
 
     A query shares a content word with at least one example of its class and none with the other classes' examples.
-    In a third of the tasks the labels are invented words, so that the sense of a label is of no help.
+    In a third of the tasks the labels are invented words, so that the sense of a label is of no help; in half of the
+    training tasks all content words are, so that nothing but the examples is.
     """
     table = _topics()
     classes = classes or rng.randint(2, 6)
@@ -87,10 +88,13 @@ def classification(
     names = _names(rng, split)
     invented = rng.random() < 1 / 3
     labels = {subject: names.word() if invented else subject for subject in subjects}
+    banks = {subject: table["subjects"][split][subject] for subject in subjects}
+    if split == "train" and rng.random() < 1 / 2:
+        banks = {s: {use: [names.word() for _ in words] for use, words in banks[s].items()} for s in subjects}
     seen: dict[str, set[str]] = {subject: set() for subject in subjects}
 
     def utter(subject: str, words: list[str] | None = None) -> tuple[str, set[str]]:
-        bank = table["subjects"][split][subject]
+        bank = banks[subject]
         carrier = rng.choice(table["carriers"][split])
         things = rng.sample([w for w in bank["see"] if words is None or w in words] or bank["see"], 1)
         things += rng.sample([w for w in bank["see"] if w not in things], 1)

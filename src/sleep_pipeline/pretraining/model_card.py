@@ -101,7 +101,7 @@ pipeline_tag: text-generation
 
 # The embedded language model of sleep-pipeline
 
-A Llama of {manifest["parameters"]:,} parameters ({shape["num_layers"]} layers, width {shape["hidden_size"]},
+A Qwen 3 of {manifest["parameters"]:,} parameters ({shape["num_layers"]} layers, width {shape["hidden_size"]},
 {shape["num_heads"]} heads, {shape["num_kv_heads"]} key-value heads, vocabulary {shape["vocab_size"]},
 window {shape["max_positions"]}, trained on rows of up to {settings["row_lengths"][-1]} tokens) that reads a short text
 in its system turn and does things with it. It knows nothing of the world and is no assistant: it exists so that a

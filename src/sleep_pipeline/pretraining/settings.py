@@ -14,13 +14,13 @@ class _Settings(BaseModel):
 
 
 class ArchitectureSettings(_Settings):
-    """Shape of the Llama that is trained."""
+    """Shape of the model that is trained: a Qwen 3, which is a Llama that normalises its queries and keys."""
 
-    vocab_size: PositiveInt = 2048
+    vocab_size: PositiveInt = 4096
     hidden_size: PositiveInt = 192
     num_layers: PositiveInt = 4
     num_heads: PositiveInt = 6
-    num_kv_heads: PositiveInt = 3
+    num_kv_heads: PositiveInt = 6
     intermediate_size: PositiveInt = 512
     max_positions: PositiveInt = 2048
     rope_theta: PositiveFloat = 10000.0
@@ -51,15 +51,15 @@ class MixtureSettings(_Settings):
             "rewriting": 0.07,
             "implications": 0.04,
             "summarising": 0.04,
-            "needles": 0.10,
+            "needles": 0.13,
             "classification": 0.11,
-            "translation": 0.03,
+            "translation": 0.02,
             "stories": 0.04,
             "arithmetic": 0.03,
-            "grids": 0.03,
+            "grids": 0.02,
         }
     )
-    english_share: float = Field(0.15, ge=0, lt=1)
+    english_share: float = Field(0.12, ge=0, lt=1)
     practice_share: float = Field(0.08, ge=0, lt=1)
     context_weight: float = Field(0.1, ge=0, le=1)
     text_weight: float = Field(0.25, ge=0, le=1)
@@ -69,7 +69,7 @@ class OptimizerSettings(_Settings):
     """Muon for the matrices of the layers, AdamW for embeddings and norms; warm-up, plateau, linear decay to zero."""
 
     muon_lr: PositiveFloat = 0.02
-    adamw_lr: PositiveFloat = 3e-3
+    adamw_lr: PositiveFloat = 6e-3
     weight_decay: float = Field(0.0, ge=0)
     warmup_share: float = Field(0.02, ge=0, lt=1)
     decay_share: float = Field(0.4, gt=0, le=1)
@@ -80,8 +80,8 @@ class PretrainSettings(_Settings):
     """Everything that decides what the pretrained model is; equal settings and corpora give equal models."""
 
     seed: int = 0
-    steps: PositiveInt = 3600
-    batch_tokens: PositiveInt = 8192
+    steps: PositiveInt = 5600
+    batch_tokens: PositiveInt = 4096
     micro_batch_tokens: PositiveInt = 4096
     row_lengths: tuple[PositiveInt, ...] = (128, 256, 512)
     corpora: list[str] = Field(default_factory=list)
@@ -89,7 +89,7 @@ class PretrainSettings(_Settings):
     architecture: ArchitectureSettings = Field(default_factory=ArchitectureSettings)
     mixture: MixtureSettings = Field(default_factory=MixtureSettings)
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
-    checkpoint_every: PositiveInt = 100
+    checkpoint_every: PositiveInt = 200
     device: str = "auto"
     precision: Literal["bf16", "fp32"] = "bf16"
     compile: bool = False

@@ -27,23 +27,28 @@ from sleep_pipeline.pretraining.optimizer import MuonAdamW, schedule
 from sleep_pipeline.pretraining.settings import ArchitectureSettings, PretrainSettings
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 _LOG_EVERY = 10
 
 
-def build_model(settings: ArchitectureSettings, tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """A Llama with random weights, fp32, embeddings tied."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def build_model(settings: ArchitectureSettings, tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
+    """A Qwen 3 with random weights, fp32, embeddings tied.
+
+    Its normalised queries and keys are what lets so small a model learn to find things in its context under Muon: with
+    a Llama the attention sticks (benchmarks/LOG.md, 2026-11-24).
+    """
+    from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(seed)
-    config = LlamaConfig(
+    config = Qwen3Config(
         vocab_size=settings.vocab_size,
         hidden_size=settings.hidden_size,
         intermediate_size=settings.intermediate_size,
         num_hidden_layers=settings.num_layers,
         num_attention_heads=settings.num_heads,
         num_key_value_heads=settings.num_kv_heads,
+        head_dim=settings.hidden_size // settings.num_heads,
         max_position_embeddings=settings.max_positions,
         rope_parameters={"rope_type": "default", "rope_theta": settings.rope_theta},
         tie_word_embeddings=True,
@@ -51,7 +56,7 @@ def build_model(settings: ArchitectureSettings, tokenizer: PreTrainedTokenizerFa
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return LlamaForCausalLM(config)
+    return Qwen3ForCausalLM(config)
 
 
 def summed_loss(model: torch.nn.Module, rows: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -123,7 +128,7 @@ def fingerprint(settings: PretrainSettings, corpora: dict[str, str], tokenizer: 
 def pretrain(
     settings: PretrainSettings,
     batches: PackedBatches,
-    model: LlamaForCausalLM,
+    model: Qwen3ForCausalLM,
     checkpoints: Path,
     run: str,
     sink: MetricSink | None = None,
