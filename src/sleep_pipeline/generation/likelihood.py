@@ -1,0 +1,56 @@
+"""How likely a model finds given replies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def reply_log_probs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Sequence[dict[str, str]]],
+    batch_size: int = 64,
+) -> list[list[float]]:
+    """Log-probability (nats) of every token of each conversation's last turn, its end mark among them.
+
+    Args:
+        model: a causal LM.
+        tokenizer: with a chat template.
+        conversations: each ends with the assistant's turn that is judged.
+        batch_size: conversations at a time; those of like length share a batch.
+
+    Raises:
+        ValueError: the chat template changes what comes before a reply once the reply is there.
+    """
+    import torch
+
+    encoded: list[tuple[list[int], int]] = []
+    for messages in conversations:
+        asked = tokenizer.apply_chat_template(list(messages[:-1]), add_generation_prompt=True, return_dict=True)
+        whole = tokenizer.apply_chat_template(list(messages), return_dict=True)
+        prompt, ids = list(asked["input_ids"]), list(whole["input_ids"])
+        if ids[: len(prompt)] != prompt or len(ids) == len(prompt):
+            raise ValueError(
+                "the chat template writes a prompt differently once its reply is there, so that the reply's tokens "
+                f"cannot be told from it: {messages[-1]['content']!r}; use a template that only appends"
+            )
+        encoded.append((ids, len(prompt)))
+    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index][0]))
+    found: list[list[float]] = [[] for _ in encoded]
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        padded = tokenizer.pad(
+            {"input_ids": [encoded[index][0] for index in batch]}, padding_side="right", return_tensors="pt"
+        ).to(model.device)
+        with torch.inference_mode():
+            logits = model(**padded).logits[:, :-1]
+            said = padded["input_ids"][:, 1:, None]
+            values = logits.gather(-1, said)[..., 0].float() - logits.float().logsumexp(-1)
+        for index, row in zip(batch, values.tolist(), strict=True):
+            ids, at = encoded[index]
+            found[index] = row[at - 1 : len(ids) - 1]
+    return found
