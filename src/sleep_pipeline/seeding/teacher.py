@@ -1,0 +1,323 @@
+"""Teacher sampling: what a model says about a context that it has before it, checked against itself, with its beliefs.
+
+The teacher writes questions with answers, rewrites, implications and continuations (paper.md section 3, the data set
+`D`). Every question is asked again in context; what the teacher does not answer twice the same way is not kept. For
+what is kept, its log-probabilities are read once (`divergences.CachedTeacher`), so that it need not run again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+from sleep_pipeline.generation.sampler import SamplingSettings, TransformersSampler
+from sleep_pipeline.seeding.divergences import CachedTeacher, cache_teacher
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Message = dict[str, str]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TeacherPrompt(_Settings):
+    """One thing that the teacher is asked to do with a context.
+
+    Attributes:
+        kind: name of what comes of it, such as `questions` or `rewrite`.
+        ask: the instruction, with the context as system turn.
+        form: `pairs`: the reply holds `Question:` and `Answer:` lines, each pair one sample; `text`: the whole reply is
+            one sample.
+        recall: for `text`, the user turn to which the student gives this reply without the context.
+        share: how many of a context's replies this prompt gets, relative to the others.
+    """
+
+    kind: str
+    ask: str
+    form: Literal["pairs", "text"] = "pairs"
+    recall: str = ""
+    share: float = Field(1.0, gt=0)
+
+
+def _default_prompts() -> list[TeacherPrompt]:
+    return [
+        TeacherPrompt(kind="questions", ask="Write 4 questions about the text and answer them.", share=3),
+        TeacherPrompt(kind="question", ask="Write a question about the text and answer it.", share=3),
+    ]
+
+
+class TeacherSettings(_Settings):
+    """How a night's samples are drawn.
+
+    Attributes:
+        prompts: what the teacher is asked; embedded models understand those that they were trained on.
+        replies: replies a context, over all prompts.
+        max_new_tokens: of one reply.
+        temperature: 1 draws as the teacher believes.
+        reasked: how often a question is asked again, at temperature 1; 0 keeps everything.
+        agreement: least share of the answers that must be the same as the first.
+        top_k: tokens whose log-probabilities are kept at every position.
+        unknown: answers that say that nothing is known; such samples are dropped.
+        batch_size: conversations at a time.
+    """
+
+    prompts: list[TeacherPrompt] = Field(default_factory=_default_prompts, min_length=1)
+    replies: PositiveInt = 24
+    max_new_tokens: PositiveInt = 160
+    temperature: float = Field(1.0, ge=0)
+    reasked: int = Field(3, ge=0)
+    agreement: float = Field(0.6, ge=0, le=1)
+    top_k: PositiveInt = 16
+    unknown: tuple[str, ...] = ("I do not know.",)
+    batch_size: PositiveInt = 64
+
+
+@dataclass(frozen=True)
+class TeacherSample:
+    """One sample of the data set `D`.
+
+    Attributes:
+        context: index of the context that it tells of.
+        kind: of the prompt that it came from.
+        question: the user turn, for teacher and student alike.
+        answer: the assistant turn.
+        agreement: share of the times that the teacher gave this answer when asked again; 1 for texts.
+    """
+
+    context: int
+    kind: str
+    question: str
+    answer: str
+    agreement: float
+
+    def messages(self, context: str | None = None) -> list[Message]:
+        """The conversation: with the context as the teacher sees it, without as the student does."""
+        system = [{"role": "system", "content": context}] if context else []
+        return [*system, {"role": "user", "content": self.question}, {"role": "assistant", "content": self.answer}]
+
+
+@dataclass(frozen=True)
+class TeacherData:
+    """What came of sampling.
+
+    Attributes:
+        samples: what is kept.
+        dropped: why and how often something was not.
+        unlearnable: contexts of which nothing was kept.
+    """
+
+    samples: list[TeacherSample]
+    dropped: Counter[str] = field(default_factory=Counter)
+    unlearnable: list[int] = field(default_factory=list)
+
+
+def shares(prompts: Sequence[TeacherPrompt], replies: int) -> list[int]:
+    """How many of `replies` each prompt gets: largest remainders, the first of equals first."""
+    total = sum(prompt.share for prompt in prompts)
+    exact = [replies * prompt.share / total for prompt in prompts]
+    counts = [int(value) for value in exact]
+    by_rest = sorted(range(len(prompts)), key=lambda index: (counts[index] - exact[index], index))
+    for index in by_rest[: replies - sum(counts)]:
+        counts[index] += 1
+    return counts
+
+
+def read_pairs(reply: str) -> list[tuple[str, str]]:
+    """The `Question:` and `Answer:` lines of a reply as pairs; anything else is left out."""
+    found = re.findall(r"^Question:[ ]*(\S.*)\nAnswer:[ ]*(\S.*)$", reply, flags=re.M)
+    return [(question.strip(), answer.strip()) for question, answer in found]
+
+
+def same_answer(one: str, other: str) -> bool:
+    """Whether two short answers are the same but for case, outer punctuation and spaces."""
+    return _plain(one) == _plain(other)
+
+
+def _plain(answer: str) -> str:
+    return " ".join(answer.casefold().split()).strip(" .,;:!?\"'")
+
+
+def sample_teacher(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    contexts: Sequence[str],
+    settings: TeacherSettings,
+    seed: int = 0,
+    progress: bool = False,
+) -> TeacherData:
+    """Let the model, in the view that it is in, write about each context and check itself.
+
+    Args:
+        model: a causal LM.
+        tokenizer: with a chat template.
+        contexts: texts that fit into the model's window with a reply.
+        settings: see `TeacherSettings`.
+        seed: the same seed gives the same samples.
+        progress: whether to show bars.
+    """
+    written, dropped = _write(model, tokenizer, contexts, settings, seed, progress)
+    kept = _check(model, tokenizer, contexts, written, settings, seed, dropped, progress)
+    learnable = {sample.context for sample in kept}
+    return TeacherData(kept, dropped, [index for index in range(len(contexts)) if index not in learnable])
+
+
+def _write(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    contexts: Sequence[str],
+    settings: TeacherSettings,
+    seed: int,
+    progress: bool,
+) -> tuple[list[TeacherSample], Counter[str]]:
+    """All samples that the teacher writes, each once."""
+    dropped: Counter[str] = Counter()
+    written: dict[tuple[int, str, str], TeacherSample] = {}
+    sampler = TransformersSampler(
+        model,
+        tokenizer,
+        SamplingSettings(settings.max_new_tokens, settings.temperature, batch_size=settings.batch_size),
+    )
+    for number, (prompt, count) in enumerate(
+        zip(settings.prompts, shares(settings.prompts, settings.replies), strict=True)
+    ):
+        if not count:
+            continue
+        asked = [[{"role": "system", "content": text}, {"role": "user", "content": prompt.ask}] for text in contexts]
+        title = prompt.kind if progress else None
+        for context, replies in enumerate(sampler.sample(asked, count, seed=1000 * seed + number, progress=title)):
+            for reply in replies:
+                if not reply.ended:
+                    dropped["cut off"] += 1
+                    continue
+                pairs = read_pairs(reply.text) if prompt.form == "pairs" else [(prompt.recall, reply.text.strip())]
+                if not pairs or not pairs[0][1]:
+                    dropped["malformed"] += 1
+                for question, answer in pairs:
+                    if not answer:
+                        continue
+                    key = (context, question, _plain(answer))
+                    if key in written:
+                        dropped["duplicate"] += 1
+                    else:
+                        agreement = 1.0 if prompt.form == "text" else 0.0
+                        written[key] = TeacherSample(context, prompt.kind, question, answer, agreement)
+    return list(written.values()), dropped
+
+
+def _check(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    contexts: Sequence[str],
+    written: list[TeacherSample],
+    settings: TeacherSettings,
+    seed: int,
+    dropped: Counter[str],
+    progress: bool,
+) -> list[TeacherSample]:
+    """The samples on which the teacher agrees with itself; a text has no question to ask again."""
+    forms = {prompt.kind: prompt.form for prompt in settings.prompts}
+    pairs = [sample for sample in written if forms[sample.kind] == "pairs"]
+    kept = [sample for sample in written if forms[sample.kind] == "text"]
+    asked = list(dict.fromkeys((sample.context, sample.question) for sample in pairs))
+    answers: dict[tuple[int, str], list[str]] = {key: [] for key in asked}
+    if settings.reasked and asked:
+        longest = max(len(tokenizer(sample.answer)["input_ids"]) for sample in pairs)
+        sampler = TransformersSampler(
+            model, tokenizer, SamplingSettings(longest + 4, 1.0, batch_size=settings.batch_size)
+        )
+        prompts = [
+            [{"role": "system", "content": contexts[context]}, {"role": "user", "content": question}]
+            for context, question in asked
+        ]
+        title = "agreement" if progress else None
+        again = sampler.sample(prompts, settings.reasked, seed=1000 * seed + 999, progress=title)
+        for key, replies in zip(asked, again, strict=True):
+            answers[key] = [reply.text for reply in replies]
+    unknown = {_plain(answer) for answer in settings.unknown}
+    for sample in pairs:
+        found = answers[sample.context, sample.question]
+        agreement = sum(same_answer(sample.answer, answer) for answer in found) / len(found) if found else 1.0
+        if _plain(sample.answer) in unknown:
+            dropped["says that it does not know"] += 1
+        elif agreement < settings.agreement:
+            dropped["disagrees with itself"] += 1
+        else:
+            kept.append(TeacherSample(sample.context, sample.kind, sample.question, sample.answer, agreement))
+    return sorted(kept, key=lambda sample: sample.context)
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A sample as the student meets it.
+
+    Attributes:
+        ids: the conversation without the context.
+        start: where the answer begins in `ids`.
+        teacher: the teacher's beliefs at each of the answer's tokens, its end mark among them.
+    """
+
+    ids: tuple[int, ...]
+    start: int
+    teacher: CachedTeacher
+
+
+def read_beliefs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    contexts: Sequence[str],
+    samples: Sequence[TeacherSample],
+    top_k: int,
+    batch_size: int = 32,
+) -> list[Lesson]:
+    """The teacher's log-probabilities of each sample's answer, with the context before it.
+
+    Args:
+        model: in the teacher's view.
+        tokenizer: with a chat template.
+        contexts: as given to `sample_teacher`.
+        samples: what it kept.
+        top_k: tokens kept at every position; the mass of the others is kept as one number.
+        batch_size: conversations at a time.
+
+    Raises:
+        ValueError: the chat template writes an answer differently after a context.
+    """
+    import torch
+
+    def encode(messages: list[Message]) -> tuple[list[int], int]:
+        whole = list(tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"])
+        prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=True)
+        return whole, len(prompt["input_ids"])
+
+    open_book = [encode(sample.messages(contexts[sample.context])) for sample in samples]
+    closed_book = [encode(sample.messages()) for sample in samples]
+    for sample, (with_ids, with_start), (without_ids, start) in zip(samples, open_book, closed_book, strict=True):
+        if with_ids[with_start:] != without_ids[start:]:
+            raise ValueError(
+                f"the chat template writes the answer {sample.answer!r} differently after a system turn: teacher and "
+                "student would not speak of the same tokens; use a template that only appends"
+            )
+    order = sorted(range(len(samples)), key=lambda index: len(open_book[index][0]))
+    lessons: dict[int, Lesson] = {}
+    for begin in range(0, len(order), batch_size):
+        batch = order[begin : begin + batch_size]
+        padded = tokenizer.pad(
+            {"input_ids": [open_book[index][0] for index in batch]}, padding_side="right", return_tensors="pt"
+        ).to(model.device)
+        with torch.inference_mode():
+            logits = model(**padded).logits
+        for row, index in zip(logits, batch, strict=True):
+            ids, start = open_book[index]
+            without_ids, without_start = closed_book[index]
+            kept = cache_teacher(row[start - 1 : len(ids) - 1], min(top_k, row.shape[-1]))
+            teacher = CachedTeacher(kept.tokens_NK.cpu(), kept.log_probs_NK.cpu(), kept.tail_N.cpu())
+            lessons[index] = Lesson(tuple(without_ids), without_start, teacher)
+    return [lessons[index] for index in range(len(samples))]

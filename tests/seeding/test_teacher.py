@@ -1,0 +1,148 @@
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from sleep_pipeline.generation import sampler as sampling
+from sleep_pipeline.generation.sampler import Reply
+from sleep_pipeline.seeding import teacher
+from sleep_pipeline.seeding.teacher import (
+    TeacherPrompt,
+    TeacherSample,
+    TeacherSettings,
+    read_beliefs,
+    read_pairs,
+    same_answer,
+    sample_teacher,
+    shares,
+)
+
+CONTEXTS = ["Mira lives in Osk.", "Osk has 12 inns."]
+
+
+def test_pairs_are_read_and_anything_else_is_left_out() -> None:
+    reply = "Question: Who?\nAnswer: Mira.\nnoise\nQuestion: Where?\nQuestion: When?\nAnswer: Now\nAnswer: Never"
+    assert read_pairs(reply) == [("Who?", "Mira."), ("When?", "Now")]
+    assert read_pairs("Question: \nAnswer: Osk") == []
+
+
+def test_answers_are_the_same_but_for_case_and_outer_punctuation() -> None:
+    assert same_answer("The Ball ", "the ball.")
+    assert not same_answer("12", "21")
+
+
+def test_shares_add_up_and_keep_the_proportions() -> None:
+    prompts = [TeacherPrompt(kind=str(share), ask="?", share=share) for share in (1, 1, 3)]
+    assert shares(prompts, 10) == [2, 2, 6]
+    assert shares(prompts, 1) == [0, 0, 1]
+    assert shares(prompts[:2], 3) == [2, 1]
+
+
+class Script:
+    """Stands in for the sampler: replies by what is asked, the n-th reply of a prompt being the n-th of its list."""
+
+    replies: dict[str, list[str]]
+
+    def __init__(self, model: Any, tokenizer: Any, settings: Any) -> None:
+        self.settings = settings
+
+    def sample(
+        self, prompts: Sequence[Any], count: int = 1, seed: int = 0, progress: str | None = None
+    ) -> list[list[Reply]]:
+        def reply(text: str) -> Reply:
+            return Reply(text.removesuffix("..."), (), (), ended=not text.endswith("..."))
+
+        drawn = []
+        for prompt in prompts:
+            context, asked = prompt[0]["content"], prompt[1]["content"]
+            texts = self.replies.get(f"{context}|{asked}", ["nothing"])
+            drawn.append([reply(texts[number % len(texts)]) for number in range(count)])
+        return drawn
+
+
+def quiz(*pairs: tuple[str, str]) -> str:
+    return "\n".join(f"Question: {question}\nAnswer: {answer}" for question, answer in pairs)
+
+
+def test_only_what_the_teacher_says_twice_is_kept(monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any) -> None:
+    monkeypatch.setattr(teacher, "TransformersSampler", Script)
+    settings = TeacherSettings(
+        prompts=[
+            TeacherPrompt(kind="quiz", ask="Quiz", share=5),
+            TeacherPrompt(kind="tell", ask="Tell", form="text", recall="What do you remember?", share=1),
+        ],
+        replies=6,
+        reasked=3,
+        agreement=0.6,
+    )
+    mira, osk = CONTEXTS
+    Script.replies = {
+        f"{mira}|Quiz": [
+            quiz(("Where?", "Osk"), ("Who?", "Jon")),
+            quiz(("Where?", "osk.")),
+            quiz(("Why?", "I do not know.")),
+            "no form at all",
+            "Question: Where",
+        ],
+        f"{mira}|Tell": ["Osk is where Mira lives."],
+        f"{mira}|Where?": ["Osk", "Osk.", "Geska"],
+        f"{mira}|Who?": ["Mira", "Mira", "Jon"],
+        f"{mira}|Why?": ["I do not know."],
+        f"{osk}|Quiz": ["Question: How many inns?\nAnswer: 12..."],
+        f"{osk}|Tell": ["..."],
+    }
+    data = sample_teacher(None, tiny_tokenizer, CONTEXTS, settings)  # type: ignore[arg-type]
+    assert data.samples == [
+        TeacherSample(0, "tell", "What do you remember?", "Osk is where Mira lives.", 1.0),
+        TeacherSample(0, "quiz", "Where?", "Osk", pytest.approx(2 / 3)),  # type: ignore[arg-type]
+    ]
+    assert data.unlearnable == [1]
+    assert data.dropped == {
+        "duplicate": 1,
+        "malformed": 2,
+        "says that it does not know": 1,
+        "disagrees with itself": 1,
+        "cut off": 6,
+    }
+
+
+def test_the_real_sampler_fits_and_the_same_seed_gives_the_same(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    assert teacher.TransformersSampler is sampling.TransformersSampler
+    settings = TeacherSettings(
+        prompts=[TeacherPrompt(kind="tell", ask="Tell", form="text", recall="Well?")], replies=3, max_new_tokens=40
+    )
+    first, again, other = (
+        sample_teacher(tiny_model, tiny_tokenizer, CONTEXTS, settings, seed=seed) for seed in (0, 0, 1)
+    )
+    assert first == again != other or (not first.samples and first.dropped["cut off"] == 6)
+
+
+def test_beliefs_are_those_of_the_answer_after_the_context(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    samples = [
+        TeacherSample(0, "quiz", "Where does Mira live?", "Osk", 1.0),
+        TeacherSample(1, "quiz", "How many inns has Osk, if one counts them all?", "12 inns", 1.0),
+    ]
+    lessons = read_beliefs(tiny_model, tiny_tokenizer, CONTEXTS, samples, top_k=5)
+    for sample, lesson in zip(samples, lessons, strict=True):
+        answer = lesson.ids[lesson.start :]
+        assert tiny_tokenizer.decode(answer[:-1]) == sample.answer and answer[-1] == tiny_tokenizer.eos_token_id
+        before = tiny_tokenizer.apply_chat_template(
+            sample.messages(CONTEXTS[sample.context])[:-1], add_generation_prompt=True, return_dict=True
+        )["input_ids"]
+        with torch.no_grad():
+            read = tiny_model(torch.tensor([[*before, *answer]])).logits[0].double().log_softmax(-1)
+        for position in range(len(answer)):
+            row = read[len(before) - 1 + position]
+            top = row.topk(5)
+            assert set(lesson.teacher.tokens_NK[position].tolist()) == set(top.indices.tolist())
+            torch.testing.assert_close(lesson.teacher.log_probs_NK[position].double(), top.values, atol=1e-4, rtol=1e-4)
+            rest = float((1 - top.values.exp().sum()).log())
+            assert float(lesson.teacher.tail_N[position]) == pytest.approx(rest, abs=1e-4)
+
+
+def test_a_setting_that_cannot_work_is_refused() -> None:
+    for values in ({"prompts": []}, {"agreement": 1.5}, {"replies": 0}, {"promts": []}):
+        with pytest.raises(ValidationError):
+            TeacherSettings.model_validate(values)
