@@ -30,7 +30,7 @@ def test_a_document_contains_every_value_and_every_subject_that_it_tells_of(seed
     document = WorldGenerator(seed, split).document()
     assert document.facts
     for fact in document.facts:
-        assert fact.value in document.text
+        assert fact.value.lower() in document.text.lower()  # a sentence may begin with it
         assert fact.subject.name.lower() in document.text.lower()
 
 
@@ -73,10 +73,10 @@ def test_train_and_test_share_no_wording() -> None:
     words = phrasings()
     for relation in words.relations.values():
         for use, by_split in relation.wordings.items():
-            assert by_split["train"] and by_split["test"], (relation.name, use)
-            assert not set(by_split["train"]) & set(by_split["test"]), (relation.name, use)
+            assert by_split["train"] and (by_split.get("test") or use == "clauses"), (relation.name, use)
+            assert not set(by_split["train"]) & set(by_split.get("test", ())), (relation.name, use)
     for use, by_split in words.frames.items():
-        assert not set(by_split["train"]) & set(by_split["test"]), use
+        assert not set(by_split["train"]) & set(by_split.get("test", ())), use
     assert not set(filter(None, words.openings["train"])) & set(filter(None, words.openings["test"]))
     assert not set(words.fillers["train"]) & set(words.fillers["test"])
 

@@ -22,34 +22,80 @@ def _names(rng: random.Random, split: Split) -> NameGenerator:
     return NameGenerator(random.Random(rng.getrandbits(64)), split)
 
 
-_NEEDLE_LINES: dict[Split, tuple[tuple[str, str], ...]] = {
+_NEEDLE_NOUNS = (
+    "code key number locker pin badge ticket seat shelf box score label tag rank slot password token address record "
+    "place entry size position card file folder page line sign mark secret"
+).split()
+_NEEDLE_KINDS = ("", "", "", "", "special ", "secret ", "new ", "old ", "right ", "first ", "lucky ")
+_NEEDLE_LINES: dict[Split, tuple[str, ...]] = {
     "train": (
-        ("The code of {k} is {v}.", "What is the code of {k}?"),
-        ("{k}: {v}", "{k}?"),
-        ("{k} has the key {v}.", "Which key does {k} have?"),
-        ("The number for {k} is {v}.", "Give the number for {k}."),
-        ("Locker {v} belongs to {k}.", "Which locker belongs to {k}?"),
-        ("{k} = {v}", "{k} = ?"),
-        ("One of the special numbers for {k} is: {v}.", "What is the special number for {k} in the text?"),
+        "The {n} of {k} is {v}.",
+        "The {n} for {k} is {v}.",
+        "{k}: {v}",
+        "{k} has the {n} {v}.",
+        "{k} = {v}",
+        "{k} -> {v}",
+        "{k}, {v}",
+        "{k}'s {n} is {v}.",
+        "{v} is the {n} of {k}.",
+        "{v} belongs to {k}.",
+        "The {n} {v} belongs to {k}.",
+        "{k} got {v}.",
+        "{k} was given the {n} {v}.",
+        "For {k} it is {v}.",
+        "You find {k} under {v}.",
+        "{k} is kept under the {n} {v}.",
+        "{k} stands at {v}.",
+        "One of the {n}s for {k} is: {v}.",
+        "- {k} with {n} {v}",
+        "{v} goes to {k}.",
+        "Look for {k} at {v}.",
     ),
-    "test": (
-        ("{k} is filed under {v}.", "Under which number is {k} filed?"),
-        ("The magic number for {k} is {v}.", "What is the magic number for {k}?"),
+    "test": ("{k} is filed under {v}.", "The magic number for {k} is {v}."),
+}
+_NEEDLE_QUESTIONS: dict[Split, tuple[str, ...]] = {
+    "train": (
+        "What is the {n} of {k}?",
+        "What is the {n} for {k}?",
+        "Which {n} does {k} have?",
+        "Give the {n} for {k}.",
+        "{k}?",
+        "{k} = ?",
+        "Tell me the {n} of {k}.",
+        "Which {n} belongs to {k}?",
+        "Under which {n} do you find {k}?",
+        "Find {k}.",
+        "Look up {k}.",
+        "What does the text give for {k}?",
+        "What is {k}'s {n}?",
+        "What belongs to {k}?",
+        "At which {n} is {k} kept?",
+        "What is the {n} for {k} in the text?",
+        "Which {n} was {k} given?",
+        "What stands beside {k}?",
+        "I need the {n} of {k}.",
     ),
+    "test": ("Under which number is {k} filed?", "What is the magic number for {k}?"),
 }
 
 
 def needles(rng: random.Random, split: Split, keys: int | None = 32, turns: int = 1) -> Example:
-    """Find the value of one key among many; `keys=None` draws how many, 2 to 32, few as often as many."""
+    """Find the value of one key among many; `keys=None` draws how many, 2 to 32, few as often as many.
+
+    Any training question goes with any training line; in the test split each line has the question of its own.
+    """
     names = _names(rng, split)
     count = keys or round(2 * 16 ** rng.random())
-    line, question = rng.choice(_NEEDLE_LINES[split])
+    noun = rng.choice(_NEEDLE_KINDS) + rng.choice(_NEEDLE_NOUNS)
+    place = rng.randrange(len(_NEEDLE_LINES[split]))
+    line = _NEEDLE_LINES[split][place]
+    question = _NEEDLE_QUESTIONS["test"][place] if split == "test" else rng.choice(_NEEDLE_QUESTIONS["train"])
     words = rng.random() < 0.2
     table = {names.short_name(): names.word() if words else str(rng.randint(100, 9999)) for _ in range(count)}
-    joint = "\n" if rng.random() < 0.5 else " "
-    text = joint.join(line.format(k=key, v=value) for key, value in table.items())
+    joint = "\n" if rng.random() < 0.5 or not line.endswith(".") else " "
+    text = joint.join(line.format(k=key, v=value, n=noun) for key, value in table.items())
     asked = rng.sample(sorted(table), min(turns, count))
-    return Example("needles", conversation(text, [(question.format(k=key), table[key]) for key in asked]))
+    return Example("needles", conversation(text, [(question.format(k=key, n=noun), table[key]) for key in asked]))
 
 
 @lru_cache(maxsize=1)
@@ -67,6 +113,16 @@ _CLASSIFY_FORMS: dict[Split, tuple[tuple[str, str, str], ...]] = {
         ("", "Utterance: {u}\nLabel: {y}", "Utterance: {u}\nLabel:"),
         ("Examples.\n", "{u} | {y}", "{u} |"),
         ("These are classified utterances.\n", "{y}: {u}", "Which label fits: {u}"),
+        ("", "{u} # {y}", "{u} #"),
+        ("Sorted sentences:\n", "{u} ({y})", "Sort this: {u}"),
+        ("", "Text: {u} Class: {y}", "Text: {u} Class:"),
+        ("Every line has its class at the end.\n", "{u}: {y}", "{u}:"),
+        ("What people said, by subject.\n", "{y} <- {u}", "Which subject: {u}"),
+        ("", "{u} -> {y}", "Classify: {u}"),
+        ("Labelled sentences:\n", "{u} -> {y}", "{u} ->"),
+        ("Here are examples with labels.\n", "\"{u}\" is {y}.", "\"{u}\" is what?"),
+        ("", "Q: {u}\nA: {y}", "Q: {u}\nA:"),
+        ("Learn from these.\n", "{u} = {y}", "{u} ="),
     ),
     "test": (("Classified utterances:\n", "{u} -> {y}", "{u} ->"),),
 }  # fmt: skip
@@ -78,8 +134,9 @@ def classification(
     """Give an utterance the label of the labelled utterances that it resembles.
 
     A query shares a content word with at least one example of its class and none with the other classes' examples.
-    In a third of the tasks the labels are invented words, so that the sense of a label is of no help; in half of the
-    training tasks all content words are, so that nothing but the examples is.
+    In a third of the tasks the labels are invented words, so that the sense of a label is of no help. In training, a
+    third of the tasks have invented content words and a third have words that belong to other subjects, so that
+    nothing but the examples is of help.
     """
     table = _topics()
     classes = classes or rng.randint(2, 6)
@@ -89,8 +146,15 @@ def classification(
     invented = rng.random() < 1 / 3
     labels = {subject: names.word() if invented else subject for subject in subjects}
     banks = {subject: table["subjects"][split][subject] for subject in subjects}
-    if split == "train" and rng.random() < 1 / 2:
+    strange = rng.random() if split == "train" else 1.0
+    if strange < 1 / 3:
         banks = {s: {use: [names.word() for _ in words] for use, words in banks[s].items()} for s in subjects}
+    elif strange < 2 / 3:
+        pool = {
+            use: sorted({w for bank in table["subjects"][split].values() for w in bank[use]}) for use in ("do", "see")
+        }
+        drawn = {use: iter(rng.sample(words, len(words))) for use, words in pool.items()}
+        banks = {s: {use: [next(drawn[use]) for _ in words] for use, words in banks[s].items()} for s in subjects}
     seen: dict[str, set[str]] = {subject: set() for subject in subjects}
 
     def utter(subject: str, words: list[str] | None = None) -> tuple[str, set[str]]:

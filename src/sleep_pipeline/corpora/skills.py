@@ -18,11 +18,12 @@ from sleep_pipeline.corpora.worlds import (
     Document,
     Fact,
     WorldGenerator,
+    draw_question,
     draw_wording,
     fill,
     implied,
-    inverse_questions,
     phrasings,
+    polite,
     statements,
     subject_answer,
 )
@@ -110,14 +111,20 @@ def _world(rng: random.Random, split: Split, **bounds: tuple[int, int]) -> World
     return WorldGenerator(rng.getrandbits(64), split, **bounds)
 
 
-def ask(rng: random.Random, document: Document, split: Split) -> tuple[str, str]:
-    """An answerable question about a document, with its answer."""
+def ask(rng: random.Random, document: Document, split: Split, plain: bool = False) -> tuple[str, str]:
+    """An answerable question about a document, with its answer; `plain` in the words that a model is to write."""
     fact = rng.choice(document.facts)
     unique = sum(f.relation is fact.relation and f.value == fact.value for f in document.facts) == 1
-    inverse = inverse_questions(fact, split)
+    inverse = fact.relation.templates("inverse", split)
     if inverse and unique and rng.random() < 0.25:
-        return rng.choice(inverse), subject_answer(fact.subject)
-    template, noun = draw_wording(rng, fact.relation, "question", split)
+        template = rng.choice(inverse[:3] if plain else inverse)
+        if split == "train" and not plain:
+            template = polite(rng, template)
+        return fill(template, "", fact.value), subject_answer(fact.subject)
+    if plain:
+        template, noun = draw_wording(rng, fact.relation, "question", split, plain=True)
+    else:
+        template, noun = draw_question(rng, fact.relation, split)
     return fill(template, fact.subject.name, noun=noun), fact.value
 
 
@@ -132,7 +139,7 @@ def ask_unknown(rng: random.Random, document: Document, world: WorldGenerator) -
     else:
         relation = rng.choice([f.relation for f in document.facts if f.subject.kind == entity.kind])
         entity = world.entity(entity.kind)
-    template, noun = draw_wording(rng, relation, "question", split)
+    template, noun = draw_question(rng, relation, split)
     return fill(template, entity.name, noun=noun), UNKNOWN
 
 
@@ -186,7 +193,7 @@ def question_writing(rng: random.Random, split: Split) -> Example:
     pairs: dict[str, str] = {}
     for _ in range(4 * count):
         if len(pairs) < count:
-            question, answer = ask(rng, document, split)
+            question, answer = ask(rng, document, split, plain=True)
             pairs.setdefault(question, answer)
     if len(pairs) == 1:
         prompt = rng.choice(PROMPTS["write_question"][split])
@@ -204,7 +211,7 @@ def rewriting(rng: random.Random, split: Split) -> Example:
 
 
 def _tell(rng: random.Random, fact: Fact, split: Split) -> str:
-    template, noun = draw_wording(rng, fact.relation, "statement", split)
+    template, noun = draw_wording(rng, fact.relation, "statement", split, plain=True)
     return fill(template, fact.subject.name, fact.value, noun)
 
 

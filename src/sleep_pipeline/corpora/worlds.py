@@ -8,6 +8,7 @@ names nor wording (`names.word_split`, `phrasings.yml`).
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -32,6 +33,7 @@ _INSTRUMENTS = (
 _COLOURS = (
     "red blue green yellow black white grey brown purple orange pink silver gold crimson turquoise violet beige navy"
 ).split()
+_WRITTEN = 8  # of the wordings of a use, those that a model is taught to write
 _POSSESSIVES = {"He": "His", "She": "Her", "It": "Its"}
 _MONTHS = ("January February March April May June July August September October November December").split()
 
@@ -61,6 +63,11 @@ class Phrasings:
     leads: dict[str, tuple[str, ...]]
     openings: dict[str, tuple[str, ...]]
     fillers: dict[str, tuple[str, ...]]
+    asks: tuple[str, ...]
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+    tails: tuple[str, ...]
+    synonyms: dict[str, tuple[str, ...]]
 
     def of_kind(self, kind: str) -> list[Relation]:
         """The relations whose subject is of this kind."""
@@ -76,7 +83,7 @@ def phrasings() -> Phrasings:
     def tuples(table: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
         return {key: tuple(values) for key, values in table.items()}
 
-    uses = ("statements", "questions", "spoken", "inverse", "follows")
+    uses = ("statements", "questions", "clauses", "spoken", "inverse", "follows")
     relations = {
         name: Relation(
             name=name,
@@ -94,6 +101,24 @@ def phrasings() -> Phrasings:
         leads=tuples(raw["leads"]),
         openings=tuples(raw["openings"]),
         fillers=tuples(raw["fillers"]),
+        asks=tuple(raw["asks"]["train"]),
+        before=tuple(raw["before"]["train"]),
+        after=tuple(raw["after"]["train"]),
+        tails=tuple(raw["tails"]["train"]),
+        synonyms={word: tuple(group) for group in raw["synonyms"] for word in group},
+    )
+
+
+@lru_cache(maxsize=1)
+def _synonym_pattern() -> re.Pattern[str]:
+    return re.compile("|".join(rf"\b{re.escape(word)}\b" for word in phrasings().synonyms))
+
+
+def _vary_words(rng: random.Random, template: str) -> str:
+    """A template with some words replaced by others of the same meaning."""
+    synonyms = phrasings().synonyms
+    return _synonym_pattern().sub(
+        lambda match: rng.choice(synonyms[match[0]]) if rng.random() < 0.4 else match[0], template
     )
 
 
@@ -121,7 +146,7 @@ def _capitalised(text: str) -> str:
 
 def fill(template: str, subject: str, value: str = "", noun: str = "", lead: str = "") -> str:
     """A template with its gaps filled, its first letter capital, and a lead such as "Also, " before it."""
-    if lead and not template.startswith("{"):
+    if lead and not template.startswith(("{", "I ")):
         template = template[0].lower() + template[1:]
     filled = template.replace("{s}", subject).replace("{v}", value).replace("{noun}", noun)
     return _capitalised(lead + filled)
@@ -137,11 +162,49 @@ def _framed(relation: Relation, use: str, split: Split) -> list[tuple[str, str]]
     return own + [(frame.replace("{s}", article + "{s}"), noun) for frame in frames for noun in relation.nouns]
 
 
-def draw_wording(rng: random.Random, relation: Relation, use: str, split: Split) -> tuple[str, str]:
-    """(template, noun) of a statement or question, the relation's own wordings twice as often as the frames."""
+def draw_wording(
+    rng: random.Random, relation: Relation, use: str, split: Split, plain: bool = False
+) -> tuple[str, str]:
+    """(template, noun) of a statement or question, the relation's own wordings twice as often as the frames.
+
+    `plain` draws from the first wordings alone, the ones that a model is taught to write.
+    """
     wordings = _framed(relation, use, split)
     own = len(relation.templates(f"{use}s", split))
-    return rng.choice(wordings[:own] if own == len(wordings) or rng.random() < 2 / 3 else wordings[own:])
+    chosen = wordings[:own] if own == len(wordings) or rng.random() < 2 / 3 else wordings[own:]
+    return rng.choice(chosen[:_WRITTEN] if plain else chosen)
+
+
+def draw_statement(rng: random.Random, relation: Relation, split: Split) -> tuple[str, str]:
+    """(template, noun) of a statement to be read: in training its words vary and it may end in an aside."""
+    template, noun = draw_wording(rng, relation, "statement", split)
+    if split == "train":
+        template = _vary_words(rng, template)
+        if rng.random() < 0.1 and template.endswith("."):
+            template = template[:-1] + rng.choice(phrasings().tails) + "."
+    return template, noun
+
+
+def draw_question(rng: random.Random, relation: Relation, split: Split) -> tuple[str, str]:
+    """(template, noun) of a question to be read: in training also indirect, with varied words and politeness."""
+    words = phrasings()
+    template, noun = draw_wording(rng, relation, "question", split)
+    if split == "test":
+        return template, noun
+    if rng.random() < 0.25:
+        template, noun = rng.choice(words.asks).replace("{c}", rng.choice(relation.templates("clauses", split))), ""
+    return polite(rng, _vary_words(rng, template)), noun
+
+
+def polite(rng: random.Random, question: str) -> str:
+    """A question with, now and then, something before or after it."""
+    words = phrasings()
+    if rng.random() < 0.15:
+        first = question if question.startswith(("{", "I ")) else question[0].lower() + question[1:]
+        question = rng.choice(words.before) + first
+    if rng.random() < 0.1:
+        question += rng.choice(words.after)
+    return question
 
 
 def statements(fact: Fact, split: Split) -> list[str]:
@@ -333,7 +396,7 @@ class WorldGenerator:
             if rng.random() < 0.12:
                 sentences.append(rng.choice(words.fillers[self.split]))
                 previous = None
-            template, noun = draw_wording(rng, fact.relation, "statement", self.split)
+            template, noun = draw_statement(rng, fact.relation, self.split)
             name = fact.subject.name
             if fact.subject == previous and rng.random() < 0.6:
                 if template.startswith("{s} "):
