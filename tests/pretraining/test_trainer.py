@@ -14,9 +14,17 @@ import torch
 from safetensors.torch import load_file
 
 from sleep_pipeline.pretraining.batches import IGNORED, PackedBatches
+from sleep_pipeline.pretraining.model_card import describe_run, model_card
 from sleep_pipeline.pretraining.optimizer import MuonAdamW, schedule
 from sleep_pipeline.pretraining.settings import OptimizerSettings, PretrainSettings
-from sleep_pipeline.pretraining.trainer import batch_gradient, build_model, fingerprint, pretrain
+from sleep_pipeline.pretraining.trainer import (
+    batch_gradient,
+    build_model,
+    continued_model,
+    fingerprint,
+    pretrain,
+    weights_digest,
+)
 
 CPU = torch.device("cpu")
 
@@ -112,6 +120,37 @@ def test_a_run_that_was_cut_short_ends_like_an_unbroken_one(
     assert resumed.losses == whole.losses
     for name, parameter in whole_model.named_parameters():
         assert torch.equal(parameter, resumed_model.get_parameter(name)), name
+
+
+def test_a_run_can_start_from_a_model_and_says_so(
+    tiny_settings: PretrainSettings, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    first, model = _run(tiny_settings, tiny_tokenizer, tmp_path / "first")
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    record = describe_run(tiny_settings, {}, "first", first, model, None)
+    (tmp_path / "model" / "manifest.json").write_text(json.dumps(record))
+    further = tiny_settings.model_copy(update={"start_from": str(tmp_path / "model"), "seed": 1})
+    started, before = continued_model(further)
+    assert all(torch.equal(p, started.get_parameter(name)) for name, p in model.named_parameters())
+    assert before == record
+    run = fingerprint(further, {}, tiny_tokenizer, before)
+    assert run != fingerprint(further, {}, tiny_tokenizer)
+    batches = PackedBatches(further, tiny_tokenizer, None)
+    progress = pretrain(further, batches, started, tmp_path / "second", run)
+    card = model_card(describe_run(further, {}, run, progress, started, None, before), {"skills": {}})
+    assert record["weights_sha256"] in card and weights_digest(started) in card
+
+
+def test_a_model_of_another_shape_is_not_started_from(
+    tiny_settings: PretrainSettings, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    build_model(tiny_settings.architecture, tiny_tokenizer, 0).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    deeper = tiny_settings.architecture.model_copy(update={"num_layers": 1 + tiny_settings.architecture.num_layers})
+    settings = tiny_settings.model_copy(update={"start_from": str(tmp_path), "architecture": deeper})
+    with pytest.raises(ValueError, match=r"not the model that pretrain\.architecture describes"):
+        continued_model(settings)
 
 
 def test_a_checkpoint_of_another_run_is_not_continued(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -38,6 +37,7 @@ def describe_run(
     progress: Progress,
     model: PreTrainedModel,
     commit: str | None,
+    before: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything that tells where a pretrained model comes from, as plain JSON.
 
@@ -48,24 +48,24 @@ def describe_run(
         progress: how the run ended.
         model: as trained.
         commit: the code's git commit, if known.
+        before: the same of the model that the run started from, if it did not start from random weights.
     """
     import torch
     import transformers
 
-    weights = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        weights.update(name.encode())
-        weights.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+    from sleep_pipeline.pretraining.trainer import weights_digest
+
     return {
         "kind": "pretrained language model",
         "settings": settings.model_dump(mode="json"),
         "corpora_sha256": corpora,
         "fingerprint": fingerprint,
-        "weights_sha256": weights.hexdigest(),
+        "weights_sha256": weights_digest(model),
         "parameters": model.num_parameters(),
         "tokens": progress.tokens,
         "seconds": round(progress.seconds),
         "final_loss": sum(progress.losses[-10:]) / len(progress.losses[-10:]),
+        "started_from": before,
         "git_commit": commit,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads"
@@ -112,7 +112,8 @@ Weights are fp32 safetensors; `AutoModelForCausalLM.from_pretrained` loads them 
 
 ## What it was trained on
 
-{manifest["tokens"]:,} tokens in {settings["steps"]} steps of {settings["batch_tokens"]}, seed {settings["seed"]};
+{_earlier(manifest)}{manifest["tokens"]:,} tokens in {settings["steps"]} steps of {settings["batch_tokens"]}, seed \
+{settings["seed"]};
 {manifest["seconds"] // 60} minutes on {manifest["machine"]} (torch {software["torch"]}, transformers
 {software["transformers"]}), finished {manifest["finished"]}, commit `{manifest["git_commit"]}`.
 
@@ -138,6 +139,23 @@ Held-out examples: names, subjects and wordings that training never showed; gree
 The text must be short, its facts plain, and questions close to the wordings of `phrasings.yml`. It repeats
 what the text says, true or not. Its English is a child's at best.
 """
+
+
+def _earlier(manifest: dict[str, Any]) -> str:
+    """What is known of the model that the run started from; nothing for random weights."""
+    before = manifest.get("started_from")
+    if not before:
+        return ""
+    digest = before["weights_sha256"]
+    if "tokens" not in before:
+        return f"It went on from a model whose making is not recorded (weights `{digest}`). Then:\n\n"
+    weights = ", ".join(f"{name} {share:g}" for name, share in before["settings"]["mixture"]["weights"].items())
+    return (
+        f"{_earlier(before)}First {before['tokens']:,} tokens in {before['settings']['steps']} steps, seed\n"
+        f"{before['settings']['seed']}, {before['seconds'] // 60} minutes on {before['machine']}, finished\n"
+        f"{before['finished']}, commit `{before['git_commit']}` (weights `{digest}`), with the shares\n"
+        f"{weights}. Then:\n\n"
+    )
 
 
 def _corpora(manifest: dict[str, Any]) -> str:

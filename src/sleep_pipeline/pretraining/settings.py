@@ -50,13 +50,13 @@ class MixtureSettings(_Settings):
             "question_writing": 0.13,
             "rewriting": 0.07,
             "implications": 0.04,
-            "summarising": 0.03,
+            "summarising": 0.04,
             "needles": 0.13,
-            "classification": 0.14,
+            "classification": 0.11,
             "translation": 0.02,
             "stories": 0.04,
-            "arithmetic": 0.02,
-            "grids": 0.01,
+            "arithmetic": 0.03,
+            "grids": 0.02,
         }
     )
     english_share: float = Field(0.12, ge=0, lt=1)
@@ -80,6 +80,7 @@ class PretrainSettings(_Settings):
     """Everything that decides what the pretrained model is; equal settings and corpora give equal models."""
 
     seed: int = 0
+    start_from: str | None = None
     steps: PositiveInt = 7000
     batch_tokens: PositiveInt = 4096
     micro_batch_tokens: PositiveInt = 4096

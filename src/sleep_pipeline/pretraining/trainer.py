@@ -59,6 +59,39 @@ def build_model(settings: ArchitectureSettings, tokenizer: PreTrainedTokenizerFa
     return Qwen3ForCausalLM(config)
 
 
+def continued_model(settings: PretrainSettings) -> tuple[Qwen3ForCausalLM, dict[str, Any]]:
+    """The model that a run starts from, and the record of how that was made (at least the digest of its weights).
+
+    Raises:
+        ValueError: it has another architecture than the settings say.
+    """
+    from sleep_pipeline.language_model import EMBEDDED, embedded_path, load_model
+
+    assert settings.start_from is not None
+    model, tokenizer = load_model(settings.start_from)
+    fresh = build_model(settings.architecture, tokenizer, settings.seed)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    wanted = {name: tuple(parameter.shape) for name, parameter in fresh.named_parameters()}
+    if type(model) is not type(fresh) or shapes != wanted:
+        raise ValueError(
+            f"start_from={settings.start_from!r} is not the model that pretrain.architecture describes: set the "
+            "architecture to that of the model, or start from another one"
+        )
+    folder = embedded_path() if settings.start_from == EMBEDDED else Path(settings.start_from)
+    record = folder / "manifest.json"
+    before: dict[str, Any] = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    return model, {**before, "weights_sha256": weights_digest(model)}
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """SHA-256 over the names and bytes of all parameters, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def summed_loss(model: torch.nn.Module, rows: dict[str, torch.Tensor]) -> torch.Tensor:
     """Cross-entropy of packed rows, in nats, weighted by token and summed; scalar, fp32.
 
@@ -117,11 +150,24 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return contextlib.nullcontext()
 
 
-def fingerprint(settings: PretrainSettings, corpora: dict[str, str], tokenizer: PreTrainedTokenizerFast) -> str:
-    """Digest of all that decides a run's outcome: settings, corpora, tokenizer; SHA-256 in hexadecimal."""
-    beside_the_point = {"corpora", "checkpoint_every", "data_workers", "evaluation_examples", "threads"}
+def fingerprint(
+    settings: PretrainSettings,
+    corpora: dict[str, str],
+    tokenizer: PreTrainedTokenizerFast,
+    before: dict[str, Any] | None = None,
+) -> str:
+    """Digest of all that decides a run's outcome: settings, corpora, tokenizer, first weights; SHA-256 in hexadecimal.
+
+    Args:
+        settings: of the run.
+        corpora: file name -> SHA-256.
+        tokenizer: of the model.
+        before: the record that `continued_model` returns, where the run starts from a model.
+    """
+    beside_the_point = {"corpora", "checkpoint_every", "data_workers", "evaluation_examples", "threads", "start_from"}
     chosen = settings.model_dump(exclude=beside_the_point)
-    text = json.dumps([chosen, sorted(corpora.items())], sort_keys=True) + tokenizer.backend_tokenizer.to_str()
+    first = before["weights_sha256"] if before else None
+    text = json.dumps([chosen, sorted(corpora.items()), first], sort_keys=True) + tokenizer.backend_tokenizer.to_str()
     return hashlib.sha256(text.encode()).hexdigest()
 
 

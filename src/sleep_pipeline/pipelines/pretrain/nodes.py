@@ -24,8 +24,12 @@ def _english(corpora: list[Corpus], split: Any) -> English | None:
 
 
 def train_vocabulary(pretrain: PretrainSettings, raw_folder: Path) -> Pretrained:
-    """Learn the byte-level BPE from made-up conversations and the corpora."""
+    """Learn the byte-level BPE from made-up conversations and the corpora, or take it from the model to start from."""
+    from sleep_pipeline.language_model import load_model
     from sleep_pipeline.pretraining.tokenizer import train_tokenizer, vocabulary_texts
+
+    if pretrain.start_from is not None:
+        return Pretrained((load_model(pretrain.start_from)[1],))
 
     texts = vocabulary_texts(pretrain, _english(load_corpora(pretrain.corpora, raw_folder), "train"))
     shape = pretrain.architecture
@@ -41,18 +45,22 @@ def train_model(
 
     from sleep_pipeline.pretraining.batches import PackedBatches
     from sleep_pipeline.pretraining.model_card import describe_run
-    from sleep_pipeline.pretraining.trainer import build_model, fingerprint
+    from sleep_pipeline.pretraining.trainer import build_model, continued_model, fingerprint
     from sleep_pipeline.pretraining.trainer import pretrain as run_pretraining
 
     corpora = load_corpora(pretrain.corpora, raw_folder)
     tokenizer = AutoTokenizer.from_pretrained(pretrain_tokenizer)
     batches = PackedBatches(pretrain, tokenizer, _english(corpora, "train"))
-    model = build_model(pretrain.architecture, tokenizer, pretrain.seed)
+    before: dict[str, Any] | None = None
+    if pretrain.start_from is None:
+        model = build_model(pretrain.architecture, tokenizer, pretrain.seed)
+    else:
+        model, before = continued_model(pretrain)
     digests = {corpus.name: corpus.sha256 for corpus in corpora}
-    run = fingerprint(pretrain, digests, tokenizer)
+    run = fingerprint(pretrain, digests, tokenizer, before)
     progress = run_pretraining(pretrain, batches, model, pretrain_progress_folder, run, active_sink())
     git = git_state(Path(__file__).parent)
-    manifest = describe_run(pretrain, digests, run, progress, model, git.commit if git else None)
+    manifest = describe_run(pretrain, digests, run, progress, model, git.commit if git else None, before)
     losses = pd.DataFrame({"step": range(1, len(progress.losses) + 1), "loss": progress.losses})
     return Pretrained((model, tokenizer), manifest), losses
 
