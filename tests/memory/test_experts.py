@@ -182,8 +182,21 @@ def test_the_chain_is_that_of_equation_1() -> None:
 
     inner = x + alone(first, x)
     inner = inner + alone(second, inner)
-    expected = layer.base_layer(inner) + alone(slowest, inner)
-    torch.testing.assert_close(layer(x), expected, rtol=0, atol=0)
+    block = layer.base_layer(inner)
+    loudness = block.square().mean(-1, keepdim=True).sqrt()
+    expected = block + loudness * alone(slowest, inner)
+    torch.testing.assert_close(layer(x), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_what_an_expert_adds_is_relative_to_the_block_beside_it() -> None:
+    model = with_memory()
+    learn(model, 1)
+    layer = next(module for module in model.modules() if isinstance(module, ContinuumLayer))
+    x = torch.randn((1, 4, 16), generator=torch.Generator().manual_seed(1))
+    before = layer(x) / layer.base_layer(x)
+    with torch.no_grad():
+        layer.base_layer.get_parameter("down_proj.weight").mul_(1000)
+    torch.testing.assert_close(layer(x) / layer.base_layer(x), before, rtol=1e-4, atol=1e-4)
 
 
 def test_a_block_that_returns_a_tuple_keeps_its_extra_outputs() -> None:

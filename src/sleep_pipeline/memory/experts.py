@@ -48,6 +48,12 @@ def inverse_rms(x: Tensor) -> Tensor:
     return x.shape[-1] ** 0.5 / (norm + EPS)
 
 
+def rms(x: Tensor) -> Tensor:
+    """Return the root mean square over the last dimension, `[..., 1]`, accumulated in at least float32."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype) / x.shape[-1] ** 0.5
+
+
 def hidden_units(x: Tensor, scale: Tensor, a_HD: Tensor, activation: str) -> Tensor:
     """Return `act(A x / rms(x))`, `[..., H]`, for `H` stacked rows of one or more experts' `A`.
 

@@ -1,8 +1,10 @@
 """The PEFT tuner layer around one MLP block: the chain of levels of paper.md eq. 1.
 
-`y = MLP(x_k) + E_k(x_k)` with `x_{l+1} = x_l + base_l(x_l) + E_l(x_l)` for every faster level `l`: a residual
-chain in which a level that has learned nothing is an exact no-op. `E_l` is the gated sum of the level's
-experts.
+`y = MLP(x_k) + rms(MLP(x_k)) E_k(x_k)` with `x_{l+1} = x_l + base_l(x_l) + E_l(x_l)` for every faster level `l`: a
+residual chain in which a level that has learned nothing is an exact no-op. `E_l` is the gated sum of the level's
+experts. The slowest level speaks as loud as the pretrained block that it stands beside: blocks of one model differ by
+a factor of ten and models by a thousand (the embedded one's last block has an rms of 400), and an optimizer's step is
+as large for all of them.
 """
 
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from sleep_pipeline.memory.experts import rms
 from sleep_pipeline.memory.levels import Level
 from sleep_pipeline.memory.state import MemoryState, Plan
 
@@ -90,11 +93,13 @@ class ContinuumLayer(nn.Module, BaseTunerLayer):
                     x = x + levels[number - 1](x, entry, plan, number, self.index).to(x.dtype)
         result = self.base_layer(x, *args, **kwargs)
         output = result[0] if isinstance(result, tuple) else result
+        size = rms(output) if any(plan.levels[-1] is not None for _, plan in live) else None
         for levels, plan in live:
             slowest = plan.levels[-1]
-            if slowest is not None:
+            if slowest is not None and size is not None:
                 number = len(plan.levels)
-                output = output + levels[number - 1](x, slowest, plan, number, self.index).to(output.dtype)
+                added = levels[number - 1](x, slowest, plan, number, self.index)
+                output = output + (added.to(size.dtype) * size).to(output.dtype)
         return (output, *result[1:]) if isinstance(result, tuple) else output
 
     def switches(self) -> tuple[bool, list[str], list[tuple[MemoryState, Plan | None]]]:
