@@ -1,0 +1,161 @@
+"""What isolation costs: 32 LoRA trials in stacks, against one ordinary fine-tuning and against one after another.
+
+    python benchmarks/isolated_trials.py --json build/isolated_trials.json     # about ten minutes on one thread
+    python benchmarks/isolated_trials.py --quick                               # under a minute, fewer steps
+
+Dreams of 30 to 80 random tokens, all of them learned, on the embedded model; adapters of rank 8 on every linear layer.
+Every repetition times each way once, in an order drawn anew, so that whatever else the machine does falls on all alike;
+a figure is the median over the repetitions of the ratio within one repetition, its interval their least and greatest.
+
+- `stacked`: `run_trials`, with its own choice of stacks.
+- `one_finetuning`: peft, one adapter for all dreams, over exactly the padded batches that `stacked` sees: the floor.
+- `one_finetuning_unsorted`: the same, with all dreams in one batch, as a trainer that does not sort by length has it.
+- `one_after_another`: peft, a new adapter for every dream, unpadded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from torch import nn
+
+from sleep_pipeline import load_model
+from sleep_pipeline.dreaming.rows import Dream, Row, Stack, losses, side_by_side
+from sleep_pipeline.dreaming.settings import TrialSettings
+from sleep_pipeline.dreaming.stacked_lora import lay_out
+from sleep_pipeline.dreaming.trials import run_trials
+
+DREAMS, SHORTEST, LONGEST = 32, 30, 80
+TARGETS = {
+    "stacked_over_one_finetuning": "<= 1.1",
+    "stacked_over_one_finetuning_unsorted": "<= 1.1",
+    "one_after_another_over_stacked": ">= 2.5",
+}
+
+
+def draw(vocabulary: int, seed: int = 0) -> list[Dream]:
+    """Return dreams of random tokens."""
+    generator = random.Random(seed)
+    lengths = [generator.randint(SHORTEST, LONGEST) for _ in range(DREAMS)]
+    return [
+        Dream((Row(tuple(generator.randrange(6, vocabulary) for _ in range(length))),), seed=index)
+        for index, length in enumerate(lengths)
+    ]
+
+
+def finetune(model: nn.Module, batches: Sequence[Stack], settings: TrialSettings) -> None:
+    """Train one peft adapter, `settings.steps` times over the batches, and take it off again."""
+    targets = list(lay_out(model, settings.rank, settings.alpha).shapes)
+    config = peft.LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.0, target_modules=targets)
+    adapted = peft.get_peft_model(model, config)  # type: ignore[arg-type]
+    parameters = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, settings.lr, weight_decay=settings.weight_decay, fused=True)
+    for _ in range(settings.steps):
+        for batch in batches:
+            optimizer.zero_grad()
+            losses(adapted.get_base_model(), batch).mean().backward()
+            nn.utils.clip_grad_norm_(parameters, settings.clip_norm or torch.inf)
+            optimizer.step()
+    adapted.unload()
+
+
+def stacks_of(model: nn.Module, dreams: Sequence[Dream], settings: TrialSettings) -> list[tuple[int, ...]]:
+    """Return which dreams `run_trials` puts together."""
+    found: list[tuple[int, ...]] = []
+
+    def note(model: nn.Module, trials: Sequence[int]) -> Sequence[int]:
+        found.append(tuple(trials))
+        return trials
+
+    run_trials(model, dreams, settings.model_copy(update={"steps": 1}), note)
+    return found
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """Return how long one call takes."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def figure(values: Sequence[float], unit: str) -> dict[str, Any]:
+    """Return the median with the least and the greatest value."""
+    return {"value": statistics.median(values), "unit": unit, "interval": [min(values), max(values)]}
+
+
+def main() -> None:
+    """Run, print a table, and write the JSON if asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="3 repetitions of 3 steps")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    repetitions, steps = (3, 3) if arguments.quick else (7, 20)
+    model, _ = load_model()
+    settings = TrialSettings(rank=8, steps=steps)
+    dreams = draw(model.config.vocab_size)
+    groups = stacks_of(model, dreams, settings)
+    same_batches = [side_by_side([dreams[index].rows for index in group]) for group in groups]
+    one_batch = [side_by_side([dream.rows for dream in dreams])]
+
+    def one_after_another() -> None:
+        for dream in dreams:
+            finetune(model, [side_by_side([dream.rows])], settings)
+
+    ways: dict[str, Callable[[], Any]] = {
+        "stacked": lambda: run_trials(model, dreams, settings),
+        "one_finetuning": lambda: finetune(model, same_batches, settings),
+        "one_finetuning_unsorted": lambda: finetune(model, one_batch, settings),
+        "one_after_another": one_after_another,
+    }
+    order, taken = list(ways), {name: [] for name in ways}
+    for repetition in range(repetitions):
+        random.Random(repetition).shuffle(order)
+        for name in order:
+            taken[name].append(seconds(ways[name]))
+    ratios = {
+        f"stacked_over_{name}": [a / b for a, b in zip(taken["stacked"], taken[name], strict=True)]
+        for name in ("one_finetuning", "one_finetuning_unsorted")
+    }
+    ratios["one_after_another_over_stacked"] = [
+        a / b for a, b in zip(taken["one_after_another"], taken["stacked"], strict=True)
+    ]
+    figures = {name: figure(values, "times") for name, values in ratios.items()}
+    figures |= {f"{name}_seconds": figure(values, "s") for name, values in taken.items()}
+    for name, found in figures.items():
+        low, high = found["interval"]
+        target = f"  target {TARGETS[name]}" if name in TARGETS else ""
+        print(f"{name:40s} {found['value']:7.2f} {found['unit']:5s} [{low:.2f}, {high:.2f}]{target}")
+    if arguments.json:
+        protocol = {
+            "model": "embedded",
+            "parameters": model.num_parameters(),
+            "dreams": f"{DREAMS} of {SHORTEST}-{LONGEST} random tokens, all learned",
+            "tokens": sum(dream.tokens for dream in dreams),
+            "stacks": [[len(group), batch.ids_NT.shape[1]] for group, batch in zip(groups, same_batches, strict=True)],
+            "steps": steps,
+            "rank": settings.rank,
+            "repetitions": repetitions,
+            "value": "median over repetitions of the ratio within one; interval: least and greatest",
+            "threads": torch.get_num_threads(),
+            "dtype": str(next(model.parameters()).dtype),
+            "torch": torch.__version__,
+            "machine": platform.machine(),
+        }
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps({"figures": figures, "protocol": protocol}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

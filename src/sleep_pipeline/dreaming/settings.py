@@ -1,0 +1,55 @@
+"""Typed settings of dreaming; nothing here loads torch, so that commands that only read settings start fast."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+
+class TrialSettings(BaseModel):
+    """How isolated LoRA trials are trained.
+
+    Attributes:
+        rank: of every adapter; more can hold more of a dream and costs time in proportion.
+        alpha: the adapter's product is scaled by `alpha / rank`.
+        targets: suffixes of module names that get an adapter, such as `q_proj`; None for every linear layer inside the
+            decoder layers. The output head never gets one.
+        lr: of AdamW, constant.
+        betas: of AdamW.
+        eps: of AdamW.
+        weight_decay: of AdamW, decoupled, on both factors.
+        steps: of a trial whose dream names no number of its own; every step reads the whole dream.
+        clip_norm: a trial's gradient is scaled down to this norm; None for no clipping.
+        trials_at_once: at most so many in a stack; None lets `memory_budget` decide.
+        memory_budget: bytes that the adapters in training and what their backward pass keeps may take, beside the
+            model itself. One trial always runs, even above it.
+        max_padding: share of a stack's positions that may be padding before shorter dreams get a stack of their own.
+            Low saves arithmetic (CPU), 1 makes few large stacks (a GPU that waits for launches).
+        precision: `model` computes in the dtype of the model; `bf16` under autocast. The adapters and their optimiser
+            are kept in float32 or better either way.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 16.0
+    targets: tuple[str, ...] | None = None
+    lr: PositiveFloat = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: float = Field(0.0, ge=0)
+    steps: PositiveInt = 20
+    clip_norm: PositiveFloat | None = 1.0
+    trials_at_once: PositiveInt | None = None
+    memory_budget: PositiveInt = 2 * 2**30
+    max_padding: float = Field(0.1, ge=0, le=1)
+    precision: Literal["model", "bf16"] = "model"
+
+    @model_validator(mode="after")
+    def _sensible(self) -> TrialSettings:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas={self.betas} of AdamW must lie in [0, 1), as in [0.9, 0.999]")
+        if self.targets is not None and not self.targets:
+            raise ValueError("targets=[] leaves nothing to train; name suffixes such as q_proj, or give null for all")
+        return self
