@@ -8,11 +8,11 @@ from pydantic import ValidationError
 from sleep_pipeline.generation import sampler as sampling
 from sleep_pipeline.generation.sampler import Reply
 from sleep_pipeline.seeding import teacher
+from sleep_pipeline.seeding.lessons import read_beliefs
 from sleep_pipeline.seeding.teacher import (
     TeacherPrompt,
     TeacherSample,
     TeacherSettings,
-    read_beliefs,
     read_pairs,
     same_answer,
     sample_teacher,

@@ -108,8 +108,6 @@ class TransformersSampler:
         Raises:
             ValueError: a prompt and its reply do not fit into the model's window.
         """
-        import torch
-
         encoded = [
             list(
                 self._tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=True)[
@@ -118,6 +116,19 @@ class TransformersSampler:
             )
             for prompt in prompts
         ]
+        return self.continue_ids(encoded, count, seed, progress)
+
+    def continue_ids(
+        self, prompts: Sequence[Sequence[int]], count: int = 1, seed: int = 0, progress: str | None = None
+    ) -> list[list[Reply]]:
+        """As `sample`, for prompts that are tokens already, such as the beginning of an answer.
+
+        Raises:
+            ValueError: a prompt and its reply do not fit into the model's window.
+        """
+        import torch
+
+        encoded = [list(ids) for ids in prompts]
         self._check_window(encoded)
         replies: list[list[Reply]] = [[] for _ in prompts]
         generator = torch.Generator().manual_seed(seed)

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-Kind = Literal["forward_kl", "reverse_kl", "jsd"]
-KINDS: tuple[Kind, ...] = ("forward_kl", "reverse_kl", "jsd")
+from sleep_pipeline.seeding.settings import Kind
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
 Head = Callable[[Tensor], Tensor]
 """Maps hidden states `[N, d]` to logits `[N, V]`."""
 
@@ -113,13 +114,17 @@ def divergence(teacher_NM: Tensor, student_NM: Tensor, kind: Kind, beta: float =
     return beta * _kl(teacher_NM, mixed) + (1 - beta) * _kl(student_NM, mixed)
 
 
+LOGITS_AT_A_TIME = 2**23
+"""Logits that exist together, by default: 32 MiB in float32."""
+
+
 def token_divergences(
     student_ND: Tensor,
     head: Head,
     teacher: CachedTeacher | LiveTeacher,
     kind: Kind,
     beta: float = 0.5,
-    rows_at_a_time: int = 256,
+    rows_at_a_time: int | None = None,
 ) -> Tensor:
     """Divergence of every token, nats `[N]`, with a gradient to the student's hidden states and head.
 
@@ -129,7 +134,36 @@ def token_divergences(
         teacher: for the same `N` positions.
         kind: see `divergence`.
         beta: of `jsd`.
-        rows_at_a_time: positions whose logits exist together.
+        rows_at_a_time: positions whose logits exist together; None for as many as make `LOGITS_AT_A_TIME`.
+
+    Raises:
+        ValueError: teacher and student differ in positions or vocabulary.
+    """
+    return compare_tokens(student_ND, head, teacher, kind, beta, rows_at_a_time=rows_at_a_time)[0]
+
+
+def compare_tokens(
+    student_ND: Tensor,
+    head: Head,
+    teacher: CachedTeacher | LiveTeacher,
+    kind: Kind,
+    beta: float = 0.5,
+    tokens_N: Tensor | None = None,
+    rows_at_a_time: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `token_divergences`, with the student's log-probability of given tokens, from the same logits.
+
+    Args:
+        student_ND: as there.
+        head: as there.
+        teacher: as there.
+        kind: as there.
+        beta: as there.
+        tokens_N: the tokens that were said, int64 `[N]`; without them the second result is empty.
+        rows_at_a_time: as there.
+
+    Returns:
+        Divergences `[N]` and log-probabilities `[N]` (or `[0]`), both in nats.
 
     Raises:
         ValueError: teacher and student differ in positions or vocabulary.
@@ -139,19 +173,15 @@ def token_divergences(
     if given != count:
         raise ValueError(f"the teacher has {given} positions and the student {count}; they must be the same ones")
     if not count:
-        return student_ND.new_zeros(0, dtype=torch.float32)
+        empty = student_ND.new_zeros(0, dtype=torch.float32)
+        return empty, empty
 
-    def part(hidden: Tensor, rows: slice) -> Tensor:
+    def part(hidden: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         logits = head(hidden)
         chunk = teacher[rows]
+        said = logits.new_zeros(0) if tokens_N is None else _log_probs(logits, tokens_N[rows])
         if isinstance(chunk, CachedTeacher):
-            top = int(chunk.tokens_NK.max())
-            if top >= logits.shape[-1]:
-                raise ValueError(
-                    f"the cached teacher has token {top}, the student a vocabulary of {logits.shape[-1]}: both must "
-                    "have the same tokenizer"
-                )
-            return divergence(*outcomes(logits, chunk), kind, beta)
+            return divergence(*_both(logits, chunk), kind, beta), said
         with torch.no_grad():
             taught = chunk.head(chunk.hidden_ND)
         if taught.shape != logits.shape:
@@ -159,15 +189,36 @@ def token_divergences(
                 f"the teacher's vocabulary has {taught.shape[-1]} tokens, the student's {logits.shape[-1]}: both must "
                 "have the same tokenizer"
             )
-        return divergence(
+        distances = divergence(
             torch.log_softmax(_exact(taught), dim=-1), torch.log_softmax(_exact(logits), dim=-1), kind, beta
         )
+        return distances, said
 
-    parts: list[Tensor] = []
-    for start in range(0, count, rows_at_a_time):
-        rows = slice(start, min(start + rows_at_a_time, count))
-        parts.append(checkpoint(part, student_ND[rows], rows, use_reentrant=False, preserve_rng_state=False))
-    return torch.cat(parts)
+    if rows_at_a_time is None:
+        with torch.no_grad():
+            rows_at_a_time = max(1, LOGITS_AT_A_TIME // head(student_ND[:1]).shape[-1])
+    if count <= rows_at_a_time:
+        return part(student_ND, slice(0, count))
+    parts = [
+        checkpoint(part, student_ND[rows], rows, use_reentrant=False, preserve_rng_state=False)
+        for rows in (slice(start, start + rows_at_a_time) for start in range(0, count, rows_at_a_time))
+    ]
+    return torch.cat([distances for distances, _ in parts]), torch.cat([said for _, said in parts])
+
+
+def _both(logits_NV: Tensor, teacher: CachedTeacher) -> tuple[Tensor, Tensor]:
+    top = int(teacher.tokens_NK.max())
+    if top >= logits_NV.shape[-1]:
+        raise ValueError(
+            f"the cached teacher has token {top}, the student a vocabulary of {logits_NV.shape[-1]}: both must have "
+            "the same tokenizer"
+        )
+    return outcomes(logits_NV, teacher)
+
+
+def _log_probs(logits_NV: Tensor, tokens_N: Tensor) -> Tensor:
+    logits_NV = _exact(logits_NV)
+    return logits_NV.gather(-1, tokens_N[:, None])[:, 0] - torch.logsumexp(logits_NV, dim=-1)
 
 
 def _kl(p_NM: Tensor, q_NM: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Teacher sampling: what a model says about a context that it has before it, checked against itself, with its beliefs.
 
 The teacher writes questions with answers, rewrites, implications and continuations (paper.md section 3, the data set
-`D`). Every question is asked again in context; what the teacher does not answer twice the same way is not kept. For
-what is kept, its log-probabilities are read once (`divergences.CachedTeacher`), so that it need not run again.
+`D`). Every question is asked again in context; what the teacher does not answer twice the same way is not kept.
+`lessons.py` reads the teacher's beliefs about what is kept.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from sleep_pipeline.generation.sampler import SamplingSettings, TransformersSampler
-from sleep_pipeline.seeding.divergences import CachedTeacher, cache_teacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -252,72 +251,3 @@ def _check(
         else:
             kept.append(TeacherSample(sample.context, sample.kind, sample.question, sample.answer, agreement))
     return sorted(kept, key=lambda sample: sample.context)
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """A sample as the student meets it.
-
-    Attributes:
-        ids: the conversation without the context.
-        start: where the answer begins in `ids`.
-        teacher: the teacher's beliefs at each of the answer's tokens, its end mark among them.
-    """
-
-    ids: tuple[int, ...]
-    start: int
-    teacher: CachedTeacher
-
-
-def read_beliefs(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    contexts: Sequence[str],
-    samples: Sequence[TeacherSample],
-    top_k: int,
-    batch_size: int = 32,
-) -> list[Lesson]:
-    """The teacher's log-probabilities of each sample's answer, with the context before it.
-
-    Args:
-        model: in the teacher's view.
-        tokenizer: with a chat template.
-        contexts: as given to `sample_teacher`.
-        samples: what it kept.
-        top_k: tokens kept at every position; the mass of the others is kept as one number.
-        batch_size: conversations at a time.
-
-    Raises:
-        ValueError: the chat template writes an answer differently after a context.
-    """
-    import torch
-
-    def encode(messages: list[Message]) -> tuple[list[int], int]:
-        whole = list(tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"])
-        prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=True)
-        return whole, len(prompt["input_ids"])
-
-    open_book = [encode(sample.messages(contexts[sample.context])) for sample in samples]
-    closed_book = [encode(sample.messages()) for sample in samples]
-    for sample, (with_ids, with_start), (without_ids, start) in zip(samples, open_book, closed_book, strict=True):
-        if with_ids[with_start:] != without_ids[start:]:
-            raise ValueError(
-                f"the chat template writes the answer {sample.answer!r} differently after a system turn: teacher and "
-                "student would not speak of the same tokens; use a template that only appends"
-            )
-    order = sorted(range(len(samples)), key=lambda index: len(open_book[index][0]))
-    lessons: dict[int, Lesson] = {}
-    for begin in range(0, len(order), batch_size):
-        batch = order[begin : begin + batch_size]
-        padded = tokenizer.pad(
-            {"input_ids": [open_book[index][0] for index in batch]}, padding_side="right", return_tensors="pt"
-        ).to(model.device)
-        with torch.inference_mode():
-            logits = model(**padded).logits
-        for row, index in zip(logits, batch, strict=True):
-            ids, start = open_book[index]
-            without_ids, without_start = closed_book[index]
-            kept = cache_teacher(row[start - 1 : len(ids) - 1], min(top_k, row.shape[-1]))
-            teacher = CachedTeacher(kept.tokens_NK.cpu(), kept.log_probs_NK.cpu(), kept.tail_N.cpu())
-            lessons[index] = Lesson(tuple(without_ids), without_start, teacher)
-    return [lessons[index] for index in range(len(samples))]

@@ -1,0 +1,144 @@
+"""Lessons: samples as the student meets them, with what the teacher believed at each of their tokens.
+
+The teacher's log-probabilities are read once (`divergences.CachedTeacher`), so that it need not run again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sleep_pipeline.generation.sampler import SamplingSettings, TransformersSampler
+from sleep_pipeline.seeding.divergences import CachedTeacher, cache_teacher
+from sleep_pipeline.seeding.teacher import Message, TeacherSample, TeacherSettings, sample_teacher
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A sample as the student meets it.
+
+    Attributes:
+        ids: the student's conversation.
+        start: where the answer begins in `ids`.
+        teacher: the teacher's beliefs at each of the answer's tokens, its end mark among them.
+        teacher_prompt: the teacher's conversation before the answer; empty where it cannot be asked again, because its
+            context is gone.
+        view: which teacher it is, where there are several.
+    """
+
+    ids: tuple[int, ...]
+    start: int
+    teacher: CachedTeacher
+    teacher_prompt: tuple[int, ...] = ()
+    view: int = 0
+
+
+def read_beliefs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    contexts: Sequence[str | None],
+    samples: Sequence[TeacherSample],
+    top_k: int,
+    batch_size: int = 32,
+    student_reads: bool = False,
+    view: int = 0,
+) -> list[Lesson]:
+    """The teacher's log-probabilities of each sample's answer, with the context before it.
+
+    Args:
+        model: in the teacher's view.
+        tokenizer: with a chat template.
+        contexts: as given to `sample_teacher`; None where the teacher knows without one.
+        samples: what it kept.
+        top_k: tokens kept at every position; the mass of the others is kept as one number.
+        batch_size: conversations at a time.
+        student_reads: whether the student has the context as well, to stay able to read.
+        view: the number of this teacher, where there are several.
+
+    Raises:
+        ValueError: the chat template writes an answer differently after a context.
+    """
+    import torch
+
+    def encode(messages: list[Message]) -> tuple[list[int], int]:
+        whole = list(tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"])
+        prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=True)
+        return whole, len(prompt["input_ids"])
+
+    taught = [encode(sample.messages(contexts[sample.context])) for sample in samples]
+    learned = taught if student_reads else [encode(sample.messages()) for sample in samples]
+    for sample, (with_ids, with_start), (without_ids, start) in zip(samples, taught, learned, strict=True):
+        if with_ids[with_start:] != without_ids[start:]:
+            raise ValueError(
+                f"the chat template writes the answer {sample.answer!r} differently after a system turn: teacher and "
+                "student would not speak of the same tokens; use a template that only appends"
+            )
+    order = sorted(range(len(samples)), key=lambda index: len(taught[index][0]))
+    lessons: dict[int, Lesson] = {}
+    for begin in range(0, len(order), batch_size):
+        batch = order[begin : begin + batch_size]
+        padded = tokenizer.pad(
+            {"input_ids": [taught[index][0] for index in batch]}, padding_side="right", return_tensors="pt"
+        ).to(model.device)
+        with torch.inference_mode():
+            logits = model(**padded).logits
+        for row, index in zip(logits, batch, strict=True):
+            ids, start = taught[index]
+            without_ids, without_start = learned[index]
+            kept = cache_teacher(row[start - 1 : len(ids) - 1], min(top_k, row.shape[-1]))
+            teacher = CachedTeacher(kept.tokens_NK.cpu(), kept.log_probs_NK.cpu(), kept.tail_N.cpu())
+            lessons[index] = Lesson(tuple(without_ids), without_start, teacher, tuple(ids[:start]), view)
+    return [lessons[index] for index in range(len(samples))]
+
+
+def self_made_documents(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+    max_new_tokens: int,
+    seed: int,
+    batch_size: int = 64,
+) -> list[str]:
+    """Texts that the model writes when it is given nothing but the opening of a system turn.
+
+    What a model puts there of itself is like what it was trained to find there (compare Magpie, Xu et al. 2024, which
+    does so with user turns). Only texts that the model ended are returned, so there may be fewer than `count`.
+
+    Raises:
+        ValueError: the chat template has no system turn of its own.
+    """
+    mark = "\u2042"
+    whole = tokenizer.apply_chat_template([{"role": "system", "content": mark}], tokenize=False)
+    opening, found, closing = str(whole).partition(mark)
+    if not found or not opening or not closing:
+        raise ValueError(
+            "the chat template writes nothing before and after a system turn's text, so the model cannot be asked for "
+            "one; set replay.open_book_documents to 0, or use another template"
+        )
+    ids = tokenizer(opening, add_special_tokens=False)["input_ids"]
+    sampler = TransformersSampler(model, tokenizer, SamplingSettings(max_new_tokens, batch_size=batch_size))
+    (replies,) = sampler.continue_ids([ids], count, seed=seed)
+    texts = [re.split(re.escape(closing.strip()) if closing.strip() else r"\Z", reply.text)[0] for reply in replies]
+    return [text.strip() for text, reply in zip(texts, replies, strict=True) if reply.ended and text.strip()]
+
+
+def open_book_lessons(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Sequence[str],
+    settings: TeacherSettings,
+    replies: int,
+    seed: int,
+) -> list[Lesson]:
+    """Lessons in reading: questions about documents, which both teacher and student have before them.
+
+    Nothing is asked again: whatever the model says about them now is what it shall go on saying.
+    """
+    asked = settings.model_copy(update={"replies": replies, "reasked": 0, "unknown": ()})
+    data = sample_teacher(model, tokenizer, documents, asked, seed)
+    return read_beliefs(model, tokenizer, documents, data.samples, settings.top_k, student_reads=True)

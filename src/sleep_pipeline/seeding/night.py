@@ -1,0 +1,245 @@
+"""One night's seeding from end to end: sample the teacher, read its beliefs, train the new expert, keep for replay.
+
+    store = ReplayStore(stored=2000, open_book=600)
+    seeded = seed_night(model, tokenizer, documents, SeedingSettings(), store, night=1)
+
+`gather` and `learn` are its halves, for those who save what lies between them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sleep_pipeline.memory import CONTEXT, Journal, base_view, consolidation, teacher_view
+from sleep_pipeline.seeding.judges import Judge, LikelihoodJudge, Trio
+from sleep_pipeline.seeding.lessons import Lesson, open_book_lessons, read_beliefs, self_made_documents
+from sleep_pipeline.seeding.replay import ReplayStore
+from sleep_pipeline.seeding.rewards import imitation_reward
+from sleep_pipeline.seeding.settings import SeedingSettings
+from sleep_pipeline.seeding.teacher import TeacherData, sample_teacher
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class NightData:
+    """What the teacher leaves for the student.
+
+    Attributes:
+        data: its samples, and what was dropped.
+        lessons: the samples with its beliefs.
+        open_book: new lessons in reading.
+        seconds: what it took, by part.
+    """
+
+    data: TeacherData
+    lessons: list[Lesson]
+    open_book: list[Lesson]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What came of training.
+
+    Attributes:
+        history: metrics, every few steps.
+        rollouts: what the student said itself, with its rewards.
+        seconds: how long it took.
+    """
+
+    history: list[dict[str, float]]
+    rollouts: list[dict[str, Any]]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Seeded:
+    """A night's seeding.
+
+    Attributes:
+        night: its number.
+        slot: of the expert that holds it; None if there was nothing to learn.
+        gathered: see `NightData`.
+        learned: see `Learned`.
+    """
+
+    night: int
+    slot: int | None
+    gathered: NightData
+    learned: Learned
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """What the night took, by part."""
+        return {**self.gathered.seconds, "training": self.learned.seconds}
+
+
+@dataclass
+class BaseJudge:
+    """A judge that asks the bare base model inside a model with a memory, so that it stays frozen over the nights."""
+
+    model: PreTrainedModel
+    inner: Judge
+
+    def agree(self, trios: Sequence[Trio]) -> list[bool]:
+        """See `Judge`."""
+        with base_view(self.model):
+            return self.inner.agree(trios)
+
+
+def gather(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    contexts: Sequence[str],
+    settings: SeedingSettings,
+    seed: int,
+    progress: bool = False,
+) -> NightData:
+    """Sample the teacher about each context, and about documents that it makes up, and read its beliefs.
+
+    Args:
+        model: in the teacher's view.
+        tokenizer: with a chat template.
+        contexts: what is to be remembered, each within the model's window.
+        settings: see `SeedingSettings`.
+        seed: the same seed gives the same lessons.
+        progress: whether to show bars.
+    """
+    replay = settings.replay
+    clock = _Clock()
+    with clock("sampling"):
+        data = sample_teacher(model, tokenizer, contexts, settings.teacher, seed, progress)
+    with clock("beliefs"):
+        lessons = read_beliefs(model, tokenizer, contexts, data.samples, settings.teacher.top_k)
+    open_book: list[Lesson] = []
+    with clock("open book"):
+        if replay.open_book_documents and replay.open_book_rows:
+            documents = self_made_documents(
+                model, tokenizer, replay.open_book_documents, replay.document_tokens, 1000 * seed + 17
+            )
+            open_book = open_book_lessons(
+                model, tokenizer, documents, settings.teacher, replay.open_book_replies, 1000 * seed + 18
+            )
+    return NightData(data, lessons, open_book, clock.seconds)
+
+
+def learn(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    lessons: Sequence[Lesson],
+    store: ReplayStore,
+    settings: SeedingSettings,
+    seed: int,
+    open_book: Sequence[Lesson] = (),
+    judge: Judge | None = None,
+    views: Sequence[Callable[[], AbstractContextManager[None]]] = (),
+    folder: str | Path = "seeding",
+    progress: bool = False,
+    resume: bool = False,
+) -> Learned:
+    """Train what of the model requires gradients on tonight's lessons, with replay.
+
+    Args:
+        model: the student.
+        tokenizer: with a chat template.
+        lessons: tonight's.
+        store: of earlier nights; not changed.
+        settings: see `SeedingSettings`.
+        seed: decides the order of everything.
+        open_book: tonight's lessons in reading.
+        judge: `r_sem`; None asks the base model's own likelihood.
+        views: see `KnowledgeSeedingTrainer`.
+        folder: for checkpoints.
+        progress: whether to show a bar.
+        resume: whether to go on from the last checkpoint in `folder`, if there is one.
+    """
+    from transformers.trainer_utils import get_last_checkpoint
+
+    from sleep_pipeline.seeding.trainer import KnowledgeSeedingTrainer
+
+    reward = None
+    if settings.alpha < 1 and settings.prompts:
+        gamma = settings.imitation.gamma
+        if gamma and judge is None:
+            judge = BaseJudge(model, LikelihoodJudge(model, tokenizer))
+        reward = imitation_reward(gamma, settings.imitation.threshold, judge, tokenizer.all_special_ids)
+    began = time.perf_counter()
+    trainer = KnowledgeSeedingTrainer(
+        model,
+        settings,
+        lessons,
+        tokenizer,
+        reward,
+        replayed=store.lessons("stored"),
+        open_book=[*store.lessons("open_book"), *open_book],
+        views=views,
+        seed=seed,
+        output_dir=folder,
+        progress=progress,
+    )
+    last = get_last_checkpoint(str(folder)) if resume and Path(folder).is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
+    return Learned(trainer.history, trainer.rollouts, time.perf_counter() - began)
+
+
+def seed_night(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    contexts: Sequence[str],
+    settings: SeedingSettings,
+    store: ReplayStore,
+    night: int,
+    seed: int = 0,
+    judge: Judge | None = None,
+    journal: Journal | None = None,
+    progress: bool = False,
+) -> Seeded:
+    """Move what the model knows with the contexts before it into one new expert of its first level.
+
+    Either all of it happens or nothing: an error leaves the model and the store as they were. Where the teacher says
+    nothing that can be learned, the night ends without an expert.
+
+    Args:
+        model: with a memory; outside of any sleep.
+        tokenizer: with a chat template.
+        contexts: what is to be remembered, each within the model's window.
+        settings: see `SeedingSettings`.
+        store: of earlier nights; tonight's lessons are added.
+        night: its number, 1 or more.
+        seed: of the whole life; every night draws its own from it.
+        judge: `r_sem`; None asks the base model's own likelihood.
+        journal: where to keep the transaction on disk.
+        progress: whether to show bars.
+    """
+    own = 7919 * seed + night
+    with consolidation(model, sender=CONTEXT, receiver=1, night=night, journal=journal) as sleep:
+        with teacher_view(model):
+            gathered = gather(model, tokenizer, contexts, settings, own, progress)
+        if not gathered.lessons:
+            sleep.abort()
+            return Seeded(night, None, gathered, Learned([], [], 0.0))
+        learned = learn(
+            model, tokenizer, gathered.lessons, store, settings, own, gathered.open_book, judge, progress=progress
+        )
+        slot = sleep.commit()
+    store.add("stored", gathered.lessons, night, seed)
+    store.add("open_book", gathered.open_book, night, seed)
+    return Seeded(night, slot, gathered, learned)
+
+
+@dataclass
+class _Clock:
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - began

@@ -1,0 +1,128 @@
+"""Replay: lessons of earlier nights in a store of bounded size, so that nothing is lost.
+
+Two pools: what was learned (`stored`) and lessons in reading (`open_book`). Each is a reservoir (Vitter 1985, algorithm
+R): after any number of lessons every one has had the same chance to be there, so an old night is not pushed out by new
+ones, and the store never grows.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from sleep_pipeline.seeding.divergences import CachedTeacher
+from sleep_pipeline.seeding.lessons import Lesson
+
+POOLS = ("stored", "open_book")
+
+
+@dataclass
+class Reservoir:
+    """A uniform sample, of bounded size, of all lessons ever offered.
+
+    Attributes:
+        capacity: how many it holds.
+        offered: how many it has been offered.
+        lessons: those it holds, each with the night that it came from.
+    """
+
+    capacity: int
+    offered: int = 0
+    lessons: list[tuple[Lesson, int]] = field(default_factory=list)
+
+    def offer(self, lessons: Iterable[Lesson], night: int, rng: random.Random) -> None:
+        """Take in some of the lessons of a night; their contexts are gone by the next."""
+        for lesson in lessons:
+            self.offered += 1
+            kept = (replace(lesson, teacher_prompt=(), view=0), night)
+            if len(self.lessons) < self.capacity:
+                self.lessons.append(kept)
+            elif (place := rng.randrange(self.offered)) < self.capacity:
+                self.lessons[place] = kept
+
+
+class ReplayStore:
+    """What earlier nights leave for replay.
+
+    Args:
+        stored: lessons of earlier nights that are kept at most.
+        open_book: lessons in reading that are kept at most.
+    """
+
+    def __init__(self, stored: int, open_book: int) -> None:
+        self.pools = {"stored": Reservoir(stored), "open_book": Reservoir(open_book)}
+
+    def lessons(self, pool: str) -> list[Lesson]:
+        """The lessons of a pool."""
+        return [lesson for lesson, _ in self.pools[pool].lessons]
+
+    def add(self, pool: str, lessons: Sequence[Lesson], night: int, seed: int = 0) -> None:
+        """Offer lessons to a pool; the same ones in the same order leave the same store."""
+        self.pools[pool].offer(lessons, night, random.Random(f"{seed}/{night}/{pool}"))
+
+    def save(self, path: Path) -> None:
+        """Write the store as safetensors."""
+        tensors: dict[str, torch.Tensor] = {}
+        metadata = {}
+        for name, pool in self.pools.items():
+            metadata[f"{name}.capacity"], metadata[f"{name}.offered"] = str(pool.capacity), str(pool.offered)
+            for key, tensor in _pack(pool.lessons).items():
+                tensors[f"{name}.{key}"] = tensor
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, path, metadata)
+
+    @classmethod
+    def load(cls, path: Path) -> ReplayStore:
+        """Read a saved store.
+
+        Raises:
+            ValueError: the file is not a replay store.
+        """
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if any(f"{name}.capacity" not in metadata for name in POOLS):
+                raise ValueError(f"{path} is no replay store: it lacks the pools {' and '.join(POOLS)}")
+            store = cls(*(int(metadata[f"{name}.capacity"]) for name in POOLS))
+            for name in POOLS:
+                packed = {
+                    key.removeprefix(f"{name}."): file.get_tensor(key)
+                    for key in file.keys()  # noqa: SIM118 - not a mapping
+                    if key.startswith(f"{name}.")
+                }
+                store.pools[name].offered = int(metadata[f"{name}.offered"])
+                store.pools[name].lessons = _unpack(packed)
+        return store
+
+
+def _pack(lessons: Sequence[tuple[Lesson, int]]) -> dict[str, torch.Tensor]:
+    """Lessons of different lengths as flat tensors with their lengths beside them."""
+    teachers = [lesson.teacher for lesson, _ in lessons]
+    width = teachers[0].tokens_NK.shape[-1] if teachers else 1
+    return {
+        "ids": torch.tensor([token for lesson, _ in lessons for token in lesson.ids], dtype=torch.int32),
+        "lengths": torch.tensor([len(lesson.ids) for lesson, _ in lessons], dtype=torch.int32),
+        "starts": torch.tensor([lesson.start for lesson, _ in lessons], dtype=torch.int32),
+        "nights": torch.tensor([night for _, night in lessons], dtype=torch.int32),
+        "tokens": torch.cat([t.tokens_NK for t in teachers] or [torch.zeros(0, width)]).to(torch.int32),
+        "log_probs": torch.cat([t.log_probs_NK for t in teachers] or [torch.zeros(0, width)]).float(),
+        "tails": torch.cat([t.tail_N for t in teachers] or [torch.zeros(0)]).float(),
+    }
+
+
+def _unpack(packed: dict[str, torch.Tensor]) -> list[tuple[Lesson, int]]:
+    lessons = []
+    at = position = 0
+    columns = (packed[key].tolist() for key in ("lengths", "starts", "nights"))
+    ids = packed["ids"].tolist()
+    for length, start, night in zip(*columns, strict=True):
+        rows = slice(position, position + length - start)
+        teacher = CachedTeacher(packed["tokens"][rows].long(), packed["log_probs"][rows], packed["tails"][rows])
+        lessons.append((Lesson(tuple(ids[at : at + length]), start, teacher), night))
+        at, position = at + length, rows.stop
+    return lessons

@@ -1,0 +1,114 @@
+"""Settings of a night's seeding."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from sleep_pipeline.seeding.teacher import TeacherSettings
+
+
+Kind = Literal["forward_kl", "reverse_kl", "jsd"]
+"""Divergences of `divergences.divergence`."""
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True)
+
+
+class ReplaySettings(_Settings):
+    """What is rehearsed beside tonight's lessons.
+
+    Attributes:
+        stored_rows: lessons of earlier nights in every step.
+        stored_capacity: lessons of earlier nights that are kept.
+        open_book_rows: lessons in reading in every step.
+        open_book_capacity: lessons in reading that are kept.
+        open_book_documents: documents that the model makes up every night to read about; 0 for none.
+        open_book_replies: what it says about each.
+        document_tokens: where such a document is cut, and dropped.
+    """
+
+    stored_rows: NonNegativeInt = 64
+    stored_capacity: PositiveInt = 2000
+    open_book_rows: NonNegativeInt = 8
+    open_book_capacity: PositiveInt = 600
+    open_book_documents: NonNegativeInt = 24
+    open_book_replies: PositiveInt = 4
+    document_tokens: PositiveInt = 160
+
+
+class OptimizerSettings(_Settings):
+    """How the new expert is trained.
+
+    Attributes:
+        steps: optimizer steps a night.
+        learning_rate: peak of AdamW's, which falls linearly to zero.
+        warmup_share: of the steps.
+        betas: of AdamW.
+        weight_decay: of AdamW.
+        clip_norm: largest norm of the gradient.
+        precision: `bf16` autocast or `fp32`.
+        gradient_checkpointing: whether to save memory at the price of a second forward pass.
+        checkpoint_every: steps after which a killed run goes on; 0 never saves.
+    """
+
+    steps: PositiveInt = 200
+    learning_rate: PositiveFloat = 3e-3
+    warmup_share: float = Field(0.05, ge=0, le=1)
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = Field(0.0, ge=0)
+    clip_norm: PositiveFloat = 1.0
+    precision: Literal["bf16", "fp32"] = "bf16"
+    gradient_checkpointing: bool = False
+    checkpoint_every: NonNegativeInt = 0
+
+
+class ImitationSettings(_Settings):
+    """Learning to imitate (paper.md eq. 4).
+
+    Attributes:
+        gamma: weight of the judge against the literal comparison; 0 asks no judge.
+        threshold: `z_0`, the largest distance in tokens that earns anything.
+        group: continuations of each cut sample, which are each other's baseline.
+        max_new_tokens: of a continuation.
+        temperature: at which the student goes on.
+    """
+
+    gamma: float = Field(0.5, ge=0, le=1)
+    threshold: NonNegativeInt = 4
+    group: int = Field(4, ge=2)
+    max_new_tokens: PositiveInt = 24
+    temperature: PositiveFloat = 1.0
+
+
+class SeedingSettings(_Settings):
+    """A night's seeding: paper.md eq. 3 to 5.
+
+    Attributes:
+        teacher: how the teacher is sampled.
+        rows: lessons of tonight in every step, on- and off-policy together.
+        on_policy: `lambda`, the share of these that the student says itself; rounded to whole groups.
+        alpha: weight of the distillation, against `1 - alpha` of the imitation reward.
+        divergence: from the teacher's distribution to the student's; see `divergences.divergence`.
+        beta: of the divergence `jsd`.
+        replay: see `ReplaySettings`.
+        imitation: see `ImitationSettings`.
+        optimizer: see `OptimizerSettings`.
+    """
+
+    teacher: TeacherSettings = Field(default_factory=TeacherSettings)
+    rows: PositiveInt = 48
+    on_policy: float = Field(0.125, ge=0, le=1, alias="lambda")
+    alpha: float = Field(0.9, ge=0, le=1)
+    divergence: Kind = "forward_kl"
+    beta: float = Field(0.5, gt=0, lt=1)
+    replay: ReplaySettings = Field(default_factory=ReplaySettings)
+    imitation: ImitationSettings = Field(default_factory=ImitationSettings)
+    optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
+
+    @property
+    def prompts(self) -> int:
+        """Samples that are cut and continued in every step: whole groups that make up the share `lambda`."""
+        return round(self.on_policy * self.rows / self.imitation.group)

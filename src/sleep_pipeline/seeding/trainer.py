@@ -1,0 +1,399 @@
+"""The knowledge-seeding trainer: paper.md eq. 5 over eq. 3's mixture, on top of TRL's GRPO trainer.
+
+    loss = alpha F + (1 - alpha) P
+
+- `F`: mean token divergence from teacher to student over a step's rows. Off-policy rows are lessons (tonight's and
+  replayed ones) with cached teachers; on-policy rows are what the student says itself when a lesson's answer is cut at
+  random (eq. 4), with the teacher asked live in its own view. `lambda` is the share of on-policy rows among tonight's.
+- `P`: `-advantage * log p` summed over what the student said, mean over its rows; the advantage of a continuation is
+  its imitation reward minus the mean of its group. Sampling and training use the same weights, so this is the plain
+  policy gradient of `E[r]`, without clipping.
+
+One student forward pass serves both. Deviations from the paper: replay takes part in `F` with the same weight a token,
+and the mean is over tokens, not over sequences first. GRPO's own machinery gives the on-policy prompts, reward
+functions, logging, checkpoints and accelerate; batches of several processes hold different rows, whole groups each.
+
+What trains is whatever requires a gradient: in a sleep, the expert in training and its router entry alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from sleep_pipeline.generation.sampler import SamplingSettings, TransformersSampler
+from sleep_pipeline.memory import teacher_view
+from sleep_pipeline.seeding.batches import batches, join_teachers, pad, positions
+from sleep_pipeline.seeding.divergences import Head, LiveTeacher, compare_tokens
+from sleep_pipeline.seeding.hidden import answer_head, hidden_states
+from sleep_pipeline.seeding.lessons import Lesson
+from sleep_pipeline.seeding.rewards import RewardFunction
+from sleep_pipeline.seeding.settings import SeedingSettings
+
+TRAINED = "trained.safetensors"
+View = Callable[[], AbstractContextManager[None]]
+
+
+class KnowledgeSeedingTrainer(GRPOTrainer):
+    """Distils lessons into what of the model requires gradients.
+
+    Args:
+        model: a causal LM with a memory, in a sleep; its default state is the student.
+        settings: see `SeedingSettings`.
+        lessons: tonight's, at least one.
+        processing_class: the tokenizer.
+        reward: of the student's own continuations; None trains on the divergence alone.
+        replayed: lessons of earlier nights.
+        open_book: lessons in reading.
+        views: context managers that turn the model into each teacher, by `Lesson.view`.
+        seed: decides rows, cuts and continuations.
+        output_dir: where checkpoints go.
+        progress: whether to show a bar.
+        callbacks: of transformers' trainer.
+
+    Raises:
+        ValueError: there is no lesson, or nothing that trains, or the model's logits cannot be had from its last
+            hidden states.
+    """
+
+    _tag_names = ["knowledge-seeding"]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: SeedingSettings,
+        lessons: Sequence[Lesson],
+        processing_class: PreTrainedTokenizerBase,
+        reward: RewardFunction | None = None,
+        replayed: Sequence[Lesson] = (),
+        open_book: Sequence[Lesson] = (),
+        views: Sequence[View] = (),
+        seed: int = 0,
+        output_dir: str | Path = "seeding",
+        progress: bool = False,
+        callbacks: list[TrainerCallback] | None = None,
+    ):
+        if not lessons:
+            raise ValueError("there is no lesson to learn: the teacher's samples were all dropped; see what it said")
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ValueError("nothing of the model trains: begin a consolidation, which unlocks an expert, first")
+        self.seeding, self.seed = settings, seed
+        self.pools = {"tonight": list(lessons), "stored": list(replayed), "open_book": list(open_book)}
+        self.views = list(views) or [lambda: teacher_view(model)]
+        self.rollouts: list[dict[str, Any]] = []
+        self.history: list[dict[str, float]] = []
+        # Without continuations to learn from, the trainer's prompts are drawn and left alone.
+        self.rewarded = reward is not None
+        self.says = bool(settings.prompts) and any(lesson.teacher_prompt for lesson in lessons)
+        imitation = settings.imitation
+        optimizer = settings.optimizer
+        device = next(model.parameters()).device
+        arguments = GRPOConfig(
+            output_dir=str(output_dir),
+            max_steps=optimizer.steps,
+            per_device_train_batch_size=max(1, settings.prompts) * imitation.group,
+            num_generations=imitation.group,
+            max_completion_length=imitation.max_new_tokens,
+            temperature=imitation.temperature,
+            scale_rewards="none",
+            beta=0.0,
+            learning_rate=optimizer.learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=math.ceil(optimizer.warmup_share * optimizer.steps),
+            adam_beta1=optimizer.betas[0],
+            adam_beta2=optimizer.betas[1],
+            weight_decay=optimizer.weight_decay,
+            max_grad_norm=optimizer.clip_norm,
+            bf16=optimizer.precision == "bf16",
+            use_cpu=device.type == "cpu",
+            gradient_checkpointing=optimizer.gradient_checkpointing,
+            disable_dropout=True,
+            shuffle_dataset=False,
+            remove_unused_columns=False,
+            save_strategy="steps" if optimizer.checkpoint_every else "no",
+            save_steps=optimizer.checkpoint_every or 500,
+            save_total_limit=1,
+            logging_steps=10,
+            report_to="none",
+            disable_tqdm=not progress,
+            seed=seed,
+        )
+        self._end = _silent_ids(processing_class)
+        super().__init__(
+            model=model,
+            reward_funcs=[reward or _no_reward],
+            args=arguments,
+            train_dataset=self._prompts(arguments.world_size),
+            processing_class=processing_class,
+            callbacks=callbacks,
+        )
+        self.head: Head = answer_head(self.model)
+        self.sampler = TransformersSampler(
+            self.model,
+            processing_class,
+            SamplingSettings(
+                imitation.max_new_tokens, imitation.temperature, batch_size=arguments.per_device_train_batch_size
+            ),
+        )
+
+    def _send_telemetry(self) -> None:
+        """Nothing leaves the machine."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The night's manifest says what a checkpoint is."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Keep what was logged, for whoever asks after training."""
+        super().log(logs, start_time)
+        self.history.append({key: value for key, value in logs.items() if isinstance(value, int | float)})
+
+    def _prompts(self, processes: int) -> Dataset:
+        """Everything that is cut in this run, in order: one epoch, so that a resumed run goes on with the same."""
+        rng = random.Random(f"{self.seed}/cuts")
+        tonight = self.pools["tonight"]
+        askable = [index for index, lesson in enumerate(tonight) if lesson.teacher_prompt] or [0]
+        count = self.seeding.optimizer.steps * max(1, self.seeding.prompts) * processes
+        rows = []
+        for _ in range(count):
+            index = rng.choice(askable)
+            answer = tonight[index].ids[tonight[index].start :]
+            spoken = [place for place, token in enumerate(answer) if token not in self._end]
+            rows.append({"prompt": "", "lesson": index, "cut": rng.randrange(len(spoken)) if spoken else 0})
+        return Dataset.from_list(rows)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Let the student go on where lessons were cut, and reward it."""
+        if not self.says:
+            return {"lesson": torch.tensor([row["lesson"] for row in inputs])}
+        group = self.num_generations
+        lessons = [self.pools["tonight"][row["lesson"]] for row in inputs]
+        prompts = [lesson.ids[: lesson.start + row["cut"]] for lesson, row in zip(lessons, inputs, strict=True)]
+        seed = random.Random(f"{self.seed}/{self._place}/{self._rank}").getrandbits(31)
+        with self._generation_precision():
+            drawn = self.sampler.continue_ids(prompts[::group], group, seed=seed)
+        replies = [reply for replies in drawn for reply in replies]
+        said = [[*reply.ids, *([self.eos_token_ids[0]] if reply.ended else [])] for reply in replies]
+        rewards = torch.zeros(len(inputs), device=self.accelerator.device)
+        if self.rewarded:
+            texts = [reply.text for reply in replies]
+            columns = [
+                self._wanted(lesson, row["cut"]) | {"prompt": row["prompt"]}
+                for lesson, row in zip(lessons, inputs, strict=True)
+            ]
+            parts = self._calculate_rewards(columns, [row["prompt"] for row in inputs], texts, said)
+            rewards = parts.nansum(dim=1)[self._rank * len(inputs) :][: len(inputs)]
+            for row, lesson, text, reward in zip(inputs, columns, texts, rewards.tolist(), strict=True):
+                self.rollouts.append(
+                    {
+                        "step": self.state.global_step,
+                        "lesson": row["lesson"],
+                        "cut": row["cut"],
+                        "question": lesson["question"],
+                        "reference": lesson["reference"],
+                        "said": text,
+                        "reward": reward,
+                    }
+                )
+        means = rewards.view(-1, group).mean(dim=1).repeat_interleave(group)
+        self._metrics["train"]["reward"].append(rewards.mean().item())
+        width = max(1, max(map(len, said)))
+        completion = torch.full((len(said), width), -1)
+        for index, ids in enumerate(said):
+            completion[index, : len(ids)] = torch.tensor(ids, dtype=torch.long)
+        return {
+            "lesson": torch.tensor([row["lesson"] for row in inputs]),
+            "cut": torch.tensor([row["cut"] for row in inputs]),
+            "completion": completion,
+            "advantage": rewards - means,
+        }
+
+    def _wanted(self, lesson: Lesson, cut: int) -> dict[str, Any]:
+        """The columns that an imitation reward needs."""
+        rest = [token for token in lesson.ids[lesson.start + cut :] if token not in self._end]
+        decode = self.processing_class.decode
+        return {
+            "reference_ids": rest,
+            "reference": decode(rest),
+            "question": decode(lesson.ids[: lesson.start], skip_special_tokens=True),
+        }
+
+    def _off_policy(self) -> dict[str, list[Lesson]]:
+        """This step's lessons of each pool, the same whenever the step is run."""
+        settings = self.seeding
+        said = settings.prompts * settings.imitation.group if self.says else 0
+        counts = {
+            "tonight": max(0, settings.rows - said),
+            "stored": settings.replay.stored_rows,
+            "open_book": settings.replay.open_book_rows,
+        }
+        chosen: dict[str, list[Lesson]] = {}
+        for pool, count in counts.items():
+            first = (self._place * self.args.world_size + self._rank) * count
+            lessons = self.pools[pool]
+            places = range(first, first + count) if lessons else ()
+            chosen[pool] = [lessons[_shuffled(len(lessons), f"{self.seed}/{pool}", place)] for place in places]
+        return chosen
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        began = time.perf_counter()
+        device = self.accelerator.device
+        pools = self._off_policy()
+        off = [lesson for lessons in pools.values() for lesson in lessons]
+        rows = [lesson.ids for lesson in off]
+        spans = [(lesson.start, len(lesson.ids)) for lesson in off]
+        spoken = []
+        if self.says:
+            for index, cut, completion in zip(
+                inputs["lesson"].tolist(), inputs["cut"].tolist(), inputs["completion"].tolist(), strict=True
+            ):
+                lesson = self.pools["tonight"][index]
+                begin = lesson.ids[: lesson.start + cut]
+                answer = tuple(token for token in completion if token >= 0)
+                spoken.append((lesson, lesson.ids[lesson.start : lesson.start + cut], answer))
+                rows.append(begin + answer)
+                spans.append((len(begin), len(begin) + len(answer)))
+        pad_id = self.processing_class.pad_token_id
+        hidden: list[Tensor] = [torch.empty(0)] * len(rows)
+        tokens = 0
+        for batch in batches(rows, pad_id, device):
+            states = hidden_states(model, batch.ids, batch.mask)
+            at, places = positions([spans[row] for row in batch.rows], device)
+            lengths = [spans[row][1] - spans[row][0] for row in batch.rows]
+            for row, part in zip(batch.rows, states[at, places].split(lengths), strict=True):
+                hidden[row] = part
+            tokens += int(batch.mask.sum())
+        settings = self.seeding
+        distances, _ = compare_tokens(
+            torch.cat(hidden[: len(off)]), self.head, join_teachers(off, device), settings.divergence, settings.beta
+        ) if off else (torch.zeros(0, device=device), None)
+        parts = [distances]
+        policy = distances.new_zeros(())
+        if spoken:
+            student = torch.cat(hidden[len(off) :])
+            teacher = self._ask_teachers(spoken, device)
+            said = torch.tensor([token for *_, answer in spoken for token in answer], device=device)
+            on_policy, log_probs = compare_tokens(
+                student, self.head, teacher, settings.divergence, settings.beta, tokens_N=said
+            )
+            weights = torch.cat(
+                [
+                    advantage.expand(len(answer))
+                    for advantage, (*_, answer) in zip(inputs["advantage"].to(device), spoken, strict=True)
+                ]
+            )
+            policy = -(weights * log_probs).sum() / len(spoken)
+            parts.append(on_policy)
+        everything = torch.cat(parts)
+        loss = settings.alpha * everything.mean() + (1 - settings.alpha) * policy
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss of step {self.state.global_step} is {loss.item()}: lower optimizer.learning_rate, or use "
+                "precision fp32; nothing of this night has been kept"
+            )
+        self._record(pools, parts, policy, tokens, time.perf_counter() - began)
+        return loss
+
+    def _record(
+        self, pools: dict[str, list[Lesson]], parts: list[Tensor], policy: Tensor, tokens: int, seconds: float
+    ) -> None:
+        metrics = self._metrics["train"]
+        counts = [sum(len(lesson.ids) - lesson.start for lesson in lessons) for lessons in pools.values()]
+        with torch.no_grad():
+            for name, part in zip(pools, parts[0].split(counts), strict=True):
+                if part.numel():
+                    metrics[f"divergence/{name}"].append(part.mean().item())
+            if len(parts) > 1:
+                metrics["divergence/on_policy"].append(parts[1].mean().item())
+                metrics["policy_loss"].append(policy.item())
+        said = self.args.per_device_train_batch_size if self.says else 0
+        metrics["on_policy_share"].append(said / max(1, said + len(pools["tonight"])))
+        metrics["forward_tokens_per_second"].append(tokens / seconds)
+
+    @torch.no_grad()
+    def _ask_teachers(
+        self, spoken: Sequence[tuple[Lesson, tuple[int, ...], tuple[int, ...]]], device: torch.device
+    ) -> LiveTeacher:
+        """The teachers' last hidden states where they would say what the student said."""
+        hidden: list[Tensor] = [torch.empty(0)] * len(spoken)
+        model = self.accelerator.unwrap_model(self.model)
+        for number, view in enumerate(self.views):
+            mine = [index for index, (lesson, *_) in enumerate(spoken) if lesson.view == number]
+            if not mine:
+                continue
+            rows = [spoken[index][0].teacher_prompt + spoken[index][1] + spoken[index][2] for index in mine]
+            answers = [len(spoken[index][2]) for index in mine]
+            with view():
+                states = hidden_states(model, *pad(rows, self.processing_class.pad_token_id, device))
+            spans = [(len(row) - length, len(row)) for row, length in zip(rows, answers, strict=True)]
+            for index, part in zip(mine, states[positions(spans, device)].split(answers), strict=True):
+                hidden[index] = part
+        return LiveTeacher(torch.cat(hidden), self.head)
+
+    @property
+    def _rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def _place(self) -> int:
+        """The number of this forward pass since the beginning of the run, resumed or not."""
+        accumulated = self.args.gradient_accumulation_steps
+        return self.state.global_step * accumulated + self._step % accumulated
+
+    def _generation_precision(self) -> AbstractContextManager[Any]:
+        """Autocast pays for a GPU; on a CPU it would cast the weights anew for every token."""
+        device = self.accelerator.device.type
+        return contextlib.nullcontext() if device == "cpu" else self.compute_loss_context_manager()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save what trains, and nothing of the frozen rest."""
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model)
+        trained = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+        save_file(trained, folder / TRAINED)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        saved = load_file(Path(resume_from_checkpoint) / TRAINED)
+        target = model if model is not None else self.model
+        trained = {n: p for n, p in target.named_parameters() if p.requires_grad}
+        if saved.keys() != trained.keys():
+            raise ValueError(
+                f"{resume_from_checkpoint} holds {len(saved)} trained tensors that are not the {len(trained)} of this "
+                "model: it is from another run; delete it"
+            )
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(saved[name])
+
+
+def _no_reward(completions: Sequence[Any], **_: Any) -> list[float]:
+    """GRPO wants a reward where there is none."""
+    return [0.0] * len(completions)
+
+
+def _silent_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    return frozenset(tokenizer.all_special_ids)
+
+
+def _shuffled(size: int, salt: str, place: int) -> int:
+    """The `place`-th index of an endless sequence of shuffles of `range(size)`, without state."""
+    return _permutation(size, f"{salt}/{place // size}")[place % size]
+
+
+@lru_cache(maxsize=8)
+def _permutation(size: int, salt: str) -> list[int]:
+    return random.Random(salt).sample(range(size), size)
