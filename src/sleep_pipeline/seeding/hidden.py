@@ -58,8 +58,8 @@ def answer_head(model: nn.Module) -> Head:
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        hidden = hidden_states(model, ids, torch.ones_like(ids))
-        expected = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+        hidden = hidden_states(lm, ids, torch.ones_like(ids))
+        expected = lm(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
         found = head(hidden)
     model.train(was_training)
     if found.shape != expected.shape or not torch.allclose(found.float(), expected.float(), rtol=1e-2, atol=1e-2):

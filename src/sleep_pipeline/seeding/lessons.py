@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from sleep_pipeline.generation.sampler import SamplingSettings, TransformersSampler
 from sleep_pipeline.seeding.divergences import CachedTeacher, cache_teacher
-from sleep_pipeline.seeding.teacher import Message, TeacherSample, TeacherSettings, sample_teacher
+from sleep_pipeline.seeding.teacher import Message, TeacherSample, TeacherSettings, read_pairs, shares
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -135,10 +135,23 @@ def open_book_lessons(
     replies: int,
     seed: int,
 ) -> list[Lesson]:
-    """Lessons in reading: questions about documents, which both teacher and student have before them.
+    """Lessons in reading: what the model does with documents, which both teacher and student have before them.
 
-    Nothing is asked again: whatever the model says about them now is what it shall go on saying.
+    They are the teacher's own tasks, writing about a text and answering what was written, since a student that can no
+    longer do them is no teacher of the next night. Nothing is asked again: whatever the model says about these
+    documents now is what it shall go on saying.
     """
-    asked = settings.model_copy(update={"replies": replies, "reasked": 0, "unknown": ()})
-    data = sample_teacher(model, tokenizer, documents, asked, seed)
-    return read_beliefs(model, tokenizer, documents, data.samples, settings.top_k, student_reads=True)
+    samples = []
+    sampler = TransformersSampler(
+        model,
+        tokenizer,
+        SamplingSettings(settings.max_new_tokens, settings.temperature, batch_size=settings.batch_size),
+    )
+    for number, (prompt, count) in enumerate(zip(settings.prompts, shares(settings.prompts, replies), strict=True)):
+        asked = [[{"role": "system", "content": text}, {"role": "user", "content": prompt.ask}] for text in documents]
+        for context, written in enumerate(sampler.sample(asked, count, seed=1000 * seed + number) if count else []):
+            for text in dict.fromkeys(reply.text.strip() for reply in written if reply.ended and reply.text.strip()):
+                samples.append(TeacherSample(context, "writing", prompt.ask, text, 1.0))
+                if prompt.form == "pairs":
+                    samples += [TeacherSample(context, prompt.kind, *pair, 1.0) for pair in read_pairs(text)]
+    return read_beliefs(model, tokenizer, documents, samples, settings.top_k, student_reads=True)

@@ -92,7 +92,7 @@ class ReplayStore:
             for name in POOLS:
                 packed = {
                     key.removeprefix(f"{name}."): file.get_tensor(key)
-                    for key in file.keys()  # noqa: SIM118 - not a mapping
+                    for key in file.keys()
                     if key.startswith(f"{name}.")
                 }
                 store.pools[name].offered = int(metadata[f"{name}.offered"])

@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 
 from sleep_pipeline.seeding.teacher import TeacherSettings
 
-
 Kind = Literal["forward_kl", "reverse_kl", "jsd"]
 """Divergences of `divergences.divergence`."""
 

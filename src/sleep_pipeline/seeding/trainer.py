@@ -156,6 +156,15 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The night's manifest says what a checkpoint is."""
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, and hand the model back as it came: accelerate leaves its forward pass in autocast for good."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)
+            vars(self.model).pop("forward", None)
+            self.model.eval()
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Keep what was logged, for whoever asks after training."""
         super().log(logs, start_time)
@@ -277,9 +286,13 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
                 hidden[row] = part
             tokens += int(batch.mask.sum())
         settings = self.seeding
-        distances, _ = compare_tokens(
-            torch.cat(hidden[: len(off)]), self.head, join_teachers(off, device), settings.divergence, settings.beta
-        ) if off else (torch.zeros(0, device=device), None)
+        distances, _ = (
+            compare_tokens(
+                torch.cat(hidden[: len(off)]), self.head, join_teachers(off, device), settings.divergence, settings.beta
+            )
+            if off
+            else (torch.zeros(0, device=device), None)
+        )
         parts = [distances]
         policy = distances.new_zeros(())
         if spoken:
