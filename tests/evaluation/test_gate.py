@@ -1,6 +1,7 @@
 """A night is promoted only if every check passed, and a check passes only on a number that was measured."""
 
 import json
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -49,8 +50,7 @@ def test_one_check_that_fails_rejects_the_night_and_says_why(name: str, metric: 
     decision = decide({**GOOD, name: metric}, GateSettings())
     assert not decision.promote
     assert failed(decision) == [name]
-    with pytest.raises(ValueError, match=reason):
-        raise ValueError(decision.reasons[0])
+    assert re.search(reason, decision.reasons[0])
 
 
 @pytest.mark.parametrize("name", list(GOOD))

@@ -256,7 +256,7 @@ class Retention:
     def to_frame(self) -> pandas.DataFrame:
         """Return one row an answer: `kind`, `after_night`, `of_night`, `question`, `right`.
 
-        The kinds are `closed_book`, `before` and `open_book`. `after_night` is missing for the answers before a night and with the book open.
+        The kinds are `closed_book`, `before` and `open_book`; the last two have no `after_night`.
         """
         import pandas
 
