@@ -197,6 +197,8 @@ def _below(metrics: Mapping[str, Metric], name: str, bound: float, what: str) ->
     reading, limit = _read(metrics, name), f"below {bound:g}"
     if reading.value is None:
         return _unknown(metrics, name, limit, what)
+    if reading.samples == 0 and reading.value == 0 < bound:
+        return Check(name, 0.0, None, limit, True, f"The {what} is 0: there was nothing to lose yet.")
     passed = reading.value < bound
     reason = f"The {what} is {reading.value:.3f}, {'below' if passed else 'not below'} {bound:g}."
     return Check(name, reading.value, reading.interval, limit, passed, reason)

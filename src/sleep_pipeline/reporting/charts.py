@@ -9,7 +9,7 @@ from typing import Any
 from sleep_pipeline.evaluation.retention import Retention
 from sleep_pipeline.reporting.markup import Html, element, join
 
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 320.0, 150.0, 40.0, 44.0, 12.0, 22.0
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 320.0, 150.0, 44.0, 60.0, 12.0, 22.0
 
 
 def percent(share: float | None, digits: int = 0) -> str:
@@ -129,9 +129,9 @@ def heat_map(retention: Retention) -> Html:
     asked = [len(retention.scores[j][j]) for j in range(len(retention))]
     head = element(
         "tr",
-        element("th", "after night", scope="col"),
+        element("th", "after ↓ of →", scope="col"),
         *(
-            element("th", f"of {night}", scope="col", title=f"{count} questions")
+            element("th", night, scope="col", title=f"{count} questions of night {night}")
             for night, count in zip(retention.nights, asked, strict=True)
         ),
         element("th", "mean", scope="col"),

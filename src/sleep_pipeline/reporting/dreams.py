@@ -90,7 +90,7 @@ def render_dreams(dreams: Sequence[DreamRow], night: int) -> str:
             "section",
             element(
                 "div",
-                element("table", element("thead", head), element("tbody", *rows), class_="stack"),
+                element("table", element("thead", head), element("tbody", *rows), class_="stack sortable"),
                 class_="wide",
             ),
         ),
@@ -125,7 +125,7 @@ def _row(dream: DreamRow) -> Html:
 def _text(text: str) -> Html:
     if len(text) <= _LONG:
         return said(text)
-    return element("details", element("summary", said(text[: _LONG // 2] + " …")), said(text))
+    return element("details", element("summary", said(text[: _LONG // 2] + " …")), said(text), class_="long")
 
 
 def _shown(value: float | None) -> str:

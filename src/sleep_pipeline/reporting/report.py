@@ -107,6 +107,10 @@ def _interval(check: Check) -> str:
     return "–" if check.interval is None else f"{check.interval[0]:.3f} to {check.interval[1]:.3f}"
 
 
+def _unbroken(text: str) -> Html:
+    return element("span", text, class_="unbroken")
+
+
 def _result(passed: bool) -> Html:
     return element("span", "✓ passed" if passed else "✗ failed", class_=f"result {'good' if passed else 'bad'}")
 
@@ -118,9 +122,9 @@ def _why(report: NightReport) -> Html:
         [
             _CHECKS.get(check.name, check.name),
             _result(check.passed),
-            _value(check),
-            _interval(check),
-            check.limit,
+            _unbroken(_value(check)),
+            _unbroken(_interval(check)),
+            _unbroken(check.limit),
             check.reason,
         ]
         for check in report.decision.checks
@@ -142,7 +146,7 @@ def _folded(rows: list[list[Child]], show: Callable[[list[list[Child]]], Html], 
 
 def _examples(title: str, examples: Sequence[Example], lead: str, what: str) -> Html:
     if not examples:
-        return _section(title, element("p", f"No question was {what}.", class_="note"))
+        return _section(title, element("p", f"No example of a question that was {what}.", class_="note"))
     rows: list[list[Child]] = [
         [
             said(example.question),
@@ -174,13 +178,13 @@ def _retention(report: NightReport) -> Html:
     for name, estimate in report.retention.summary().items():
         label, meaning = _MEASURES[name]
         value, interval, samples = _estimate(estimate)
-        rows.append([label, value, interval, samples, element("span", meaning, class_="dim")])
+        rows.append([label, _unbroken(value), _unbroken(interval), samples, element("span", meaning, class_="dim")])
     return _section(
         title,
         element(
             "p",
-            "Right answers in per cent, without the context: a row for each night, a column for the questions of each "
-            "night. The framed cells are a night's own questions, right after it.",
+            "Right answers in per cent, without the context: after each night (rows) to the questions of each night "
+            "(columns). The framed cells are a night's own questions, right after it.",
         ),
         heat_map(report.retention),
         table(["Measure", "Value", "95 % interval", "Questions", "Meaning"], rows),
@@ -188,14 +192,33 @@ def _retention(report: NightReport) -> Html:
     )
 
 
+def _tenths(share: float | None) -> str:
+    return percent(share, 1)
+
+
+def _unit(seconds: Sequence[float]) -> tuple[float, str]:
+    """Return the unit in which the longest of some times is easiest to read, in seconds and by name."""
+    longest = max(seconds, default=0.0)
+    return (1.0, "s") if longest < 120 else (60.0, "min") if longest < 7200 else (3600.0, "h")
+
+
 def _history(report: NightReport) -> Html | None:
     if not report.history:
         return None
+    unit, name = _unit([point.seconds for point in report.history if point.seconds is not None])
+
+    def time(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3g} {name}"
+
     figures = [
         curve("Recall right after the night", [(p.night, p.recall) for p in report.history], percent, 1.0),
-        curve("Forgetting of earlier nights", [(p.night, p.forgetting) for p in report.history], percent),
+        curve("Forgetting of earlier nights", [(p.night, p.forgetting) for p in report.history], _tenths),
         curve("With the context at hand", [(p.night, p.open_book) for p in report.history], percent, 1.0),
-        curve("Time of a night", [(p.night, p.seconds) for p in report.history], duration),
+        curve(
+            "Time of a night",
+            [(p.night, None if p.seconds is None else p.seconds / unit) for p in report.history],
+            time,
+        ),
     ]
     return _section("Night after night", element("div", *figures, class_="curves"))
 

@@ -24,7 +24,7 @@ h3 { font-size: .95rem; margin: 1rem 0 .3rem; }
 p { margin: 0 0 .7rem; max-width: 46rem; }
 section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1.1rem 1.2rem;
   margin: 0 0 1rem; }
-section > :last-child { margin-bottom: 0; }
+section > :last-child, section > .wide:last-child table { margin-bottom: 0; }
 a { color: var(--accent); }
 code, pre { font: .86rem/1.5 ui-monospace, SFMono-Regular, Menlo, "DejaVu Sans Mono", monospace; }
 pre { background: var(--page); border: 1px solid var(--line); border-radius: 6px; padding: .6rem .8rem;
@@ -34,7 +34,7 @@ pre { background: var(--page); border: 1px solid var(--line); border-radius: 6px
 .badge { font-size: .9rem; font-weight: 600; border-radius: 99px; padding: .15rem .75rem; white-space: nowrap; }
 .good { color: var(--good); } .bad { color: var(--bad); }
 .badge.good { background: var(--good-soft); } .badge.bad { background: var(--bad-soft); }
-.result { font-weight: 600; white-space: nowrap; }
+.result { font-weight: 600; } .result, .unbroken { white-space: nowrap; }
 .said { white-space: pre-wrap; overflow-wrap: anywhere; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); gap: .8rem; margin: 0 0 1rem; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .8rem 1rem; }
@@ -43,14 +43,15 @@ pre { background: var(--page); border: 1px solid var(--line); border-radius: 6px
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; margin: 0 0 .8rem; }
 th, td { text-align: left; vertical-align: top; padding: .45rem .7rem .45rem 0; border-bottom: 1px solid var(--line);
-  overflow-wrap: anywhere; }
+  overflow-wrap: break-word; }
+td:has(> .said, > details) { min-width: 9rem; }
 tbody tr:last-child > * { border-bottom: 0; }
 th { color: var(--dim); font-weight: 600; font-size: .84rem; overflow-wrap: normal; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 table.plain { width: auto; } table.plain td, table.plain th { padding-right: 1.6rem; }
 table.heat { width: auto; border-collapse: separate; border-spacing: 2px; }
-table.heat th, table.heat td { border: 0; padding: .3rem .35rem; text-align: center; font-variant-numeric: tabular-nums;
-  min-width: 2.8rem; overflow-wrap: normal; white-space: nowrap; }
+table.heat th, table.heat td { border: 0; vertical-align: middle; padding: .3rem .35rem; text-align: center;
+  font-variant-numeric: tabular-nums; min-width: 2.4rem; overflow-wrap: normal; white-space: nowrap; }
 table.heat th[scope=row] { text-align: right; position: sticky; left: 0; background: var(--card); }
 table.heat td { border-radius: 4px; } table.heat td.own { outline: 2px solid var(--ink); outline-offset: -2px; }
 .slots { display: flex; flex-wrap: wrap; gap: 4px; margin: 0 0 .6rem; padding: 0; list-style: none; }
@@ -61,7 +62,7 @@ table.heat td { border-radius: 4px; } table.heat td.own { outline: 2px solid var
 .slot.training { background: var(--wait); border-style: dashed; border-color: var(--dim); color: var(--ink); }
 .slot.tonight { font-weight: 700; outline: 2px solid var(--ink); outline-offset: -1px; }
 .key { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; align-items: center; }
-.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(15.5rem, 1fr)); gap: 1rem 1.5rem; }
+.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(13.5rem, 1fr)); gap: 1rem 1.2rem; }
 .curves figure { margin: 0; } .curves figcaption { font-size: .9rem; font-weight: 600; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { font: 11px system-ui, sans-serif; fill: var(--dim); font-variant-numeric: tabular-nums; }
@@ -74,7 +75,10 @@ svg .dot { fill: var(--accent); stroke: var(--card); stroke-width: 2; }
 .bars .track { min-width: 3rem; } .bars .bar { height: .85rem; min-width: 2px; border-radius: 3px;
   background: var(--accent); }
 details > summary { cursor: pointer; color: var(--accent); margin: .2rem 0 .5rem; }
-button.sort { all: unset; cursor: pointer; } button.sort:focus-visible { outline: 2px solid var(--accent); }
+summary > .said { color: var(--ink); } details[open] > summary > .said { display: none; }
+details.long[open] > summary::after { content: "less"; } td > details > summary { margin: 0; }
+button.sort { all: unset; cursor: pointer; white-space: nowrap; }
+button.sort:focus-visible { outline: 2px solid var(--accent); }
 button.sort::after { content: " \\2195"; opacity: .5; }
 th[aria-sort=ascending] button::after { content: " \\2191"; opacity: 1; }
 th[aria-sort=descending] button::after { content: " \\2193"; opacity: 1; }
@@ -85,8 +89,10 @@ th[aria-sort=descending] button::after { content: " \\2193"; opacity: 1; }
   table.stack tr { display: block; padding: .5rem 0; border-bottom: 1px solid var(--line); }
   table.stack tr:last-child { border-bottom: 0; }
   table.stack td { display: grid; grid-template-columns: 6.2rem 1fr; gap: .6rem; border: 0; padding: .15rem 0;
-    text-align: left; white-space: normal; }
-  table.stack td::before { content: attr(data-label); color: var(--dim); font-size: .84rem; }
+    min-width: 0; text-align: left; white-space: normal; }
+  table.sortable thead { display: block; } table.sortable thead th { display: inline-block; border: 0; }
+  table.stack td:first-child { font-weight: 600; }
+  table.stack td::before { content: attr(data-label); color: var(--dim); font-size: .84rem; font-weight: 400; }
 }
 @media print { body { background: none; } section, .tile { break-inside: avoid; } }
 """.strip()
