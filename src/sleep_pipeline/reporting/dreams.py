@@ -19,7 +19,7 @@ for (const button of document.querySelectorAll("button.sort")) button.addEventLi
   const rows = [...body.rows].map((row, place) => [key(row), place, row]);
   rows.sort(([a, i], [b, j]) => {
     if ((a === "") !== (b === "")) return a === "" ? 1 : -1;
-    const order = heading.dataset.numbers ? a - b : a.localeCompare(b);
+    const order = "numbers" in heading.dataset ? a - b : a.localeCompare(b);
     return (up ? order : -order) || i - j;
   });
   for (const other of heading.parentNode.cells) other.removeAttribute("aria-sort");

@@ -28,7 +28,7 @@ def model_card(manifest: Mapping[str, Any]) -> str:
     """
     night, base = manifest["night"], manifest["base_model"]
     front = {
-        "base_model": str(base["name"]),
+        "base_model": " ".join(str(base["name"]).split()),
         "library_name": "peft",
         "pipeline_tag": "text-generation",
         "tags": ["sleep-pipeline", "continual-learning"],
