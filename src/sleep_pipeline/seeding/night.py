@@ -24,6 +24,7 @@ from sleep_pipeline.seeding.settings import SeedingSettings
 from sleep_pipeline.seeding.teacher import TeacherData, sample_teacher
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -143,6 +144,7 @@ def learn(
     folder: str | Path = "seeding",
     progress: bool = False,
     resume: bool = False,
+    penalty: Callable[[], Tensor] | None = None,
 ) -> Learned:
     """Train what of the model requires gradients on tonight's lessons, with replay.
 
@@ -159,6 +161,7 @@ def learn(
         folder: for checkpoints.
         progress: whether to show a bar.
         resume: whether to go on from the last checkpoint in `folder`, if there is one.
+        penalty: see `KnowledgeSeedingTrainer`.
     """
     from transformers.trainer_utils import get_last_checkpoint
 
@@ -183,6 +186,7 @@ def learn(
         seed=seed,
         output_dir=folder,
         progress=progress,
+        penalty=penalty,
     )
     last = get_last_checkpoint(str(folder)) if resume and Path(folder).is_dir() else None
     trainer.train(resume_from_checkpoint=last)

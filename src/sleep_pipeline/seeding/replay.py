@@ -126,3 +126,8 @@ def _unpack(packed: dict[str, torch.Tensor]) -> list[tuple[Lesson, int]]:
         lessons.append((Lesson(tuple(ids[at : at + length]), start, teacher), night))
         at, position = at + length, rows.stop
     return lessons
+
+
+def nbytes(store: ReplayStore) -> int:
+    """Bytes of a store's tensors."""
+    return sum(tensor.nbytes for pool in store.pools.values() for tensor in _pack(pool.lessons).values())

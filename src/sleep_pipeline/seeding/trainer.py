@@ -63,6 +63,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         seed: decides rows, cuts and continuations.
         output_dir: where checkpoints go.
         progress: whether to show a bar.
+        penalty: added to the loss of every step, such as what holds weights where they were.
         callbacks: of transformers' trainer.
 
     Raises:
@@ -85,6 +86,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         seed: int = 0,
         output_dir: str | Path = "seeding",
         progress: bool = False,
+        penalty: Callable[[], Tensor] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
         if not lessons:
@@ -97,6 +99,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         self.rollouts: list[dict[str, Any]] = []
         self.history: list[dict[str, float]] = []
         # Without continuations to learn from, the trainer's prompts are drawn and left alone.
+        self.penalty = penalty
         self.rewarded = reward is not None
         self.says = bool(settings.prompts) and any(lesson.teacher_prompt for lesson in lessons)
         imitation = settings.imitation
@@ -162,7 +165,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             return super().train(*args, **kwargs)
         finally:
             self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)
-            vars(self.model).pop("forward", None)
+            self.model.__dict__.pop("forward", None)
             self.model.eval()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -312,6 +315,8 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             parts.append(on_policy)
         everything = torch.cat(parts)
         loss = settings.alpha * everything.mean() + (1 - settings.alpha) * policy
+        if self.penalty is not None:
+            loss = loss + self.penalty()
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the loss of step {self.state.global_step} is {loss.item()}: lower optimizer.learning_rate, or use "
