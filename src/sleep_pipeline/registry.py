@@ -233,7 +233,7 @@ class NightRegistry:
         except FileNotFoundError:
             return {}, {}
         except ValueError as error:
-            raise RegistryError(f"{self.path} is damaged ({error}): restore it, for example from git") from error
+            raise RegistryError(f"{self.path} is damaged ({error}): restore it from a copy") from error
         if not isinstance(record, dict) or record.get("version") != _VERSION:
             found = record.get("version") if isinstance(record, dict) else None
             raise RegistryError(f"{self.path} has version {found!r}; this release reads version {_VERSION}")
@@ -241,7 +241,7 @@ class NightRegistry:
             nights = {night.number: night for night in map(Night.from_json, record["nights"])}
             aliases: dict[Alias, int] = dict(record["aliases"])
         except (KeyError, TypeError) as error:
-            raise RegistryError(f"{self.path} is damaged ({error}): restore it, for example from git") from error
+            raise RegistryError(f"{self.path} is damaged ({error}): restore it from a copy") from error
         for number in aliases.values():
             _ancestry(nights, number)
         return nights, aliases

@@ -109,17 +109,21 @@ def test_a_night_that_is_rejected_later_is_shown_as_rejected(registry: NightRegi
     assert found["aliases"] == {"champion": "1"}
 
 
-def test_a_mirror_that_broke_between_model_and_version_is_mended(
-    registry: NightRegistry, config: TrackingConfig, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", ["finalize_logged_model", "create_model_version", "set_registered_model_alias"])
+def test_a_mirror_that_broke_on_the_way_is_mended(
+    registry: NightRegistry, config: TrackingConfig, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise ConnectionError("gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, "create_model_version", refuse)
+        patch.setattr(MlflowClient, step, refuse)
         assert not mirror(registry, config)
     assert mirror(registry, config)
-    assert len(shown(config)["models"]) == 3
+    found = shown(config)
+    assert [str(model.status) for model in found["models"].values()] == ["READY"] * 3
+    assert found["versions"] == set(found["models"])
+    assert found["aliases"] == {"champion": "1", "challenger": "3"}
 
 
 def test_the_run_of_the_last_night_is_the_source_of_its_model(registry: NightRegistry, config: TrackingConfig) -> None:

@@ -99,6 +99,8 @@ class _Mirror:
             if digest not in models:
                 models[digest] = self._log_model(night, ids, run_id if number == max(nights) else None)
             ids[number] = models[digest].model_id
+            if models[digest].status != "READY":
+                models[digest] = self.client.finalize_logged_model(ids[number], "READY")
             if digest not in versions:
                 versions[digest] = self.client.create_model_version(
                     self.name, f"models:/{ids[number]}", model_id=ids[number], tags=self._tags(night)
@@ -141,10 +143,9 @@ class _Mirror:
         tags = {**self._tags(night), "mlflow.model.isExternal": "true"}
         if night.parent != BASE:
             tags["parent_model_id"] = ids[night.parent]
-        model = self.client.create_logged_model(
+        return self.client.create_logged_model(
             self.experiment, night.checkpoint, source_run_id=run_id, model_type=MODEL_TYPE, tags=tags
         )
-        return self.client.finalize_logged_model(model.model_id, "READY")
 
     def _tags(self, night: Night) -> dict[str, str]:
         scores = {
