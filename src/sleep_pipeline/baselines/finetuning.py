@@ -77,7 +77,7 @@ class FineTuning:
             self.model = base.requires_grad_(True)
         else:
             config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-            self.model = get_peft_model(base, config)  # type: ignore[assignment]
+            self.model = get_peft_model(base, config)
         kept = settings.replay.model_copy(update={} if replay else {"stored_rows": 0, "open_book_rows": 0})
         optimizer = settings.optimizer
         if learning_rate is not None:
@@ -142,8 +142,8 @@ QUESTION_TOKENS = 20
 class Anchor:
     """Elastic weight consolidation (Kirkpatrick et al. 2017) in its online form (Schwarz et al. 2018).
 
-    The penalty `weight / 2 * sum F (theta - theta*)^2` holds every weight to its value of the last night, by the diagonal
-    of the Fisher information summed over all nights.
+    The penalty `weight / 2 * sum F (theta - theta*)^2` holds every weight to its value of the last night, by the
+    diagonal of the Fisher information summed over all nights.
 
     Args:
         model: what is trained.

@@ -37,7 +37,7 @@ class Sleep:
         seed: int = 0,
         progress: bool = False,
     ) -> None:
-        self.model: PreTrainedModel = get_peft_model(base, memory).eval()  # type: ignore[assignment]
+        self.model: PreTrainedModel = get_peft_model(base, memory).eval()
         self.store = ReplayStore(settings.replay.stored_capacity, settings.replay.open_book_capacity)
         self.nights: list[Seeded] = []
         self._tokenizer, self._settings, self._seed, self._progress = tokenizer, settings, seed, progress
