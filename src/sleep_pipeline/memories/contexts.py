@@ -115,7 +115,7 @@ def contexts_to_frame(contexts: Iterable[Context]) -> pd.DataFrame:
     ]
     numbers = {"tokens": "int64", "part": "int64", "parts": "int64"}
     frame = pd.DataFrame(rows, columns=list(CONTEXT_COLUMNS))
-    return frame.astype({name: numbers.get(name, "str") for name in CONTEXT_COLUMNS})
+    return frame.astype({name: numbers.get(name, "string") for name in CONTEXT_COLUMNS})
 
 
 def contexts_from_frame(frame: pd.DataFrame) -> list[Context]:

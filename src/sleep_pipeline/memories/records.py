@@ -205,4 +205,4 @@ def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.Data
 
     kinds = {"line": "int64", "of_line": "int64", "similarity": "float64"}
     frame = pd.DataFrame(rows, columns=list(columns))
-    return frame.astype({name: kinds.get(name, "str") for name in columns})
+    return frame.astype({name: kinds.get(name, "string") for name in columns})
