@@ -10,7 +10,8 @@ _ORDERS = re.compile(
         (
             rf"\b(?:ignore|disregard|forget|override|bypass)\b(?:\s+\w+){{0,3}}?\s+"
             rf"(?:previous|prior|above|earlier|preceding|system|your|foregoing)\b(?:\s+\w+){{0,2}}?\s+{_TOLD}\b",
-            r"\byou are now (?:an? |in |no longer |the )",
+            r"\byou are (?:now|no longer) (?:an? |the |in )?(?:\w+ )?"
+            r"(?:ai|assistant|chat ?bot|model|hacker|jailbroken|unrestricted|unfiltered|root|admin)\b",
             r"\b(?:reveal|print|show|repeat|output|leak)\b(?:\s+\w+){0,3}?\s+system prompt\b",
             r"\b(?:new|updated) (?:system )?instructions?\s*:",
             r"\b(?:from now on|henceforth),? (?:you (?:must|will|shall|are)|act as|respond|answer|pretend)\b",

@@ -17,8 +17,9 @@ from sleep_pipeline.memories.records import Content
 from sleep_pipeline.memories.settings import MaskSettings
 
 _EMAIL = re.compile(r"\b[\w.%+'-]{1,64}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}\b")
-_IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{2,4}){3,8}\b")
-_CARD = re.compile(r"(?<![\w.,-])\d(?:[ -]?\d){12,18}(?![\w-])")
+_IBAN = re.compile(r"\b[A-Z]{2}\d{2}[A-Z0-9 ]{10,}[A-Z0-9]\b")
+_CARD = re.compile(r"(?<![\w.,-])\d[\d -]{11,}\d(?![\w-])")
+_GROUPS = 12  # as many as the longest IBAN has, and some
 # Leading digits and lengths of the card networks; Luhn's sum alone lets every tenth number through.
 _NETWORKS = re.compile(
     r"4\d{12}(?:\d{3})?(?:\d{3})?|5[1-5]\d{14}|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)\d{12}|3[47]\d{13}"
@@ -56,24 +57,15 @@ def mask(text: str, settings: MaskSettings) -> Masked:
     """Mask what the settings name; masking twice changes nothing more."""
     counts: Counter[str] = Counter()
 
-    def every(kind: str, pattern: re.Pattern[str], is_one: Callable[[str], bool], text: str) -> str:
-        def put(match: re.Match[str]) -> str:
-            if not is_one(match[0]):
-                return match[0]
-            counts[kind] += 1
-            return f"[{kind.upper()}]"
-
-        return pattern.sub(put, text)
-
     if settings.secrets:
-        text = every("secret", _PRIVATE_KEY, lambda found: True, text)
+        text = _mask_every(text, "secret", _PRIVATE_KEY, counts)
         text = "\n".join(_mask_secrets(line, counts) for line in text.split("\n"))
     if settings.emails and "@" in text:
-        text = every("email", _EMAIL, lambda found: True, text)
+        text = _mask_every(text, "email", _EMAIL, counts)
     if settings.ibans:
-        text = every("iban", _IBAN, _is_iban, text)
+        text = _mask_groups(text, "iban", _IBAN, _is_iban, counts)
     if settings.cards:
-        text = every("card", _CARD, _is_card, text)
+        text = _mask_groups(text, "card", _CARD, _is_card, counts)
     if settings.phones:
         text = _mask_phones(text, settings.phone_regions, counts)
     return Masked(text, dict(sorted(counts.items())))
@@ -100,6 +92,35 @@ def mask_content(content: Content, settings: MaskSettings) -> tuple[Content, dic
         label=masked(content.label),
     )
     return content, dict(sorted(counts.items()))
+
+
+def _mask_every(text: str, kind: str, pattern: re.Pattern[str], counts: Counter[str]) -> str:
+    text, count = pattern.subn(f"[{kind.upper()}]", text)
+    if count:
+        counts[kind] += count
+    return text
+
+
+def _mask_groups(
+    text: str, kind: str, pattern: re.Pattern[str], is_one: Callable[[str], bool], counts: Counter[str]
+) -> str:
+    """Mask the groups of digits that together are one number, whatever other groups stand beside them."""
+
+    def put(match: re.Match[str]) -> str:
+        found = match[0]
+        groups = [group.span() for group in re.finditer(r"[A-Z0-9]+", found)]
+        told, done, at = [], 0, 0
+        while at < len(groups):
+            ends = range(min(len(groups), at + _GROUPS), at, -1)
+            end = next((end for end in ends if is_one(found[groups[at][0] : groups[end - 1][1]])), None)
+            if end is not None:
+                counts[kind] += 1
+                told += [found[done : groups[at][0]], f"[{kind.upper()}]"]
+                done = groups[end - 1][1]
+            at = end or at + 1
+        return "".join([*told, found[done:]])
+
+    return pattern.sub(put, text)
 
 
 def _is_iban(found: str) -> bool:
