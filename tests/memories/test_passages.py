@@ -30,6 +30,16 @@ def test_a_paragraph_keeps_the_headings_above_it() -> None:
     ]
 
 
+def test_headings_can_be_left_out() -> None:
+    lines = [Line(number, line) for number, line in enumerate(MARKDOWN.split("\n"), start=1)]
+    found = list(read_passages(lines, True, "section", 1000, headings=False))
+    assert [(item.line, item.content.text) for item in found if item.content] == [
+        (1, "Before."),
+        (5, "Said.\n\nMore."),
+        (9, "End."),
+    ]
+
+
 def test_a_file_can_be_one_passage() -> None:
     assert passages(MARKDOWN, markdown=True, cut="file") == [(1, MARKDOWN)]
 

@@ -44,7 +44,11 @@ class _Passage:
 
 
 def read_passages(
-    lines: Iterable[Line], markdown: bool, cut: Literal["section", "paragraph", "file"], max_bytes: int
+    lines: Iterable[Line],
+    markdown: bool,
+    cut: Literal["section", "paragraph", "file"],
+    max_bytes: int,
+    headings: bool = True,
 ) -> Iterator[Found]:
     """The passages of a text.
 
@@ -53,6 +57,7 @@ def read_passages(
         markdown: whether headings cut, each passage keeping the headings above it; else rules and pairs of empty lines.
         cut: see `CollectSettings.text_passages`.
         max_bytes: a longer passage is cut at a line's end.
+        headings: whether passages begin with the headings above them; a whole file keeps its own anyway.
     """
     above: dict[int, str] = {}
     own = 0
@@ -62,8 +67,11 @@ def read_passages(
     def flush() -> Iterator[Found]:
         # A heading alone is no passage: it stands above those that follow.
         bodiless = own and not passage.problem and not any(text.strip() for text in passage.lines[1:])
-        if not bodiless:
-            yield from passage.found(tuple(text for level, text in sorted(above.items()) if level != own))
+        if bodiless:
+            return
+        if own and not headings:
+            passage.lines[0] = ""
+        yield from passage.found(tuple(text for level, text in sorted(above.items()) if headings and level != own))
 
     for line in lines:
         mark = _FENCE.match(line.text) if markdown else None

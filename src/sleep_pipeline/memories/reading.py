@@ -161,7 +161,8 @@ def _found(stream: BinaryIO, file: FileToRead, settings: CollectSettings) -> Ite
         elif file.reader == "csv":
             yield from read_csv(lines, limit)
         else:
-            yield from read_passages(lines, file.reader == "markdown", settings.text_passages, limit)
+            markdown = file.reader == "markdown"
+            yield from read_passages(lines, markdown, settings.text_passages, limit, settings.keep_headings)
 
 
 def _memory(source: str, found: Found, changed_ns: int, settings: CollectSettings) -> Memory | Rejected:

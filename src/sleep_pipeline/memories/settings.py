@@ -73,6 +73,7 @@ class CollectSettings(_Settings):
         text_passages: what a passage of a `.md` or `.txt` file is: `section` (a Markdown heading with what belongs to
             it; in a text, what stands between rules or several empty lines), `paragraph`, or the whole `file`. In a
             file that grows, only passages that are new go into the next night.
+        keep_headings: a Markdown passage begins with the headings above it; a very small model reads better without.
         outside_links: read files through links that leave the folder.
         excerpt: characters of a rejected row that are shown, masked.
         mask: what is masked.
@@ -89,6 +90,7 @@ class CollectSettings(_Settings):
     max_depth: PositiveInt = 32
     rereads: int = Field(2, ge=0)
     text_passages: Literal["section", "paragraph", "file"] = "section"
+    keep_headings: bool = True
     outside_links: bool = False
     excerpt: PositiveInt = 80
     mask: MaskSettings = MaskSettings()
