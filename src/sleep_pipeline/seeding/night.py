@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sleep_pipeline.memory import CONTEXT, Journal, base_view, consolidation, teacher_view
+from sleep_pipeline.memory import CONTEXT, Journal, base_view, consolidation, state_of, teacher_view
 from sleep_pipeline.seeding.judges import Judge, LikelihoodJudge, Trio
 from sleep_pipeline.seeding.lessons import Lesson, open_book_lessons, read_beliefs, self_made_documents
 from sleep_pipeline.seeding.replay import ReplayStore
@@ -193,6 +193,44 @@ def learn(
     return Learned(trainer.history, trainer.rollouts, time.perf_counter() - began)
 
 
+def make_room(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    store: ReplayStore,
+    settings: SeedingSettings,
+    night: int,
+    seed: int,
+    folder: str | Path = "merge",
+    level: int = 1,
+) -> int | None:
+    """Merge the two oldest experts of a level that has room for the merged one alone.
+
+    The same trainer, with the model as it is for a teacher: what is in the store was answered by all experts together,
+    and the merged expert learns to answer it in place of the two.
+
+    Returns:
+        The slot of the merged expert, or None if there was room.
+
+    Raises:
+        ValueError: nothing is in the store that the merged expert could learn from.
+    """
+    state = state_of(model)
+    if not state.table.must_merge(level):
+        return None
+    slots = state.table.slots(level)
+    oldest = sorted(state.table.active(level), key=lambda slot: (slots[slot].night or 0, slot))[:2]
+    lessons = store.lessons("stored")
+    if not lessons:
+        raise ValueError(
+            f"level {level} of the memory is full, and no lesson is kept for replay that its experts could be merged "
+            "by; begin the life with more slots (memory.levels) or with replay (seeding.replay)"
+        )
+    off_policy = settings.model_copy(update={"on_policy": 0.0, "alpha": 1.0})
+    with consolidation(model, sender=level, receiver=level, slots=oldest, night=night) as sleep:
+        learn(model, tokenizer, lessons, store, off_policy, seed, folder=folder, resume=True)
+        return sleep.commit()
+
+
 def seed_night(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -223,6 +261,7 @@ def seed_night(
         progress: whether to show bars.
     """
     own = 7919 * seed + night
+    make_room(model, tokenizer, store, settings, night, own)
     with consolidation(model, sender=CONTEXT, receiver=1, night=night, journal=journal) as sleep:
         with teacher_view(model):
             gathered = gather(model, tokenizer, contexts, settings, own, progress)

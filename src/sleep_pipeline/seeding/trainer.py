@@ -171,7 +171,8 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Keep what was logged, for whoever asks after training."""
         super().log(logs, start_time)
-        self.history.append({key: value for key, value in logs.items() if isinstance(value, int | float)})
+        numbers = {key: value for key, value in logs.items() if isinstance(value, int | float)}
+        self.history.append({"step": self.state.global_step, **numbers})
 
     def _prompts(self, processes: int) -> Dataset:
         """Everything that is cut in this run, in order: one epoch, so that a resumed run goes on with the same."""
