@@ -53,7 +53,8 @@ def read_jsonl(lines: Iterable[Line]) -> Iterator[Found]:
         try:
             row = json.loads(line.text)
         except json.JSONDecodeError as error:
-            reason = f"no JSON: {error.msg} at character {error.colno}; mend or delete the line"
+            told = error.msg.removesuffix(" at")
+            reason = f"no JSON: {told} at character {error.colno}; mend or delete the line"
             yield Found(line.number, reason=reason, excerpt=line.text[:_SHOWN])
         except (RecursionError, ValueError) as error:
             told = "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
