@@ -171,7 +171,7 @@ BAD = {
     ("pipe.txt", 0): "no ordinary file",
     ("ragged.csv", 3): "3 fields and the first line 2",
     ("ragged.csv", 5): "1 fields and the first line 2",
-    ("rows.jsonl", 2): "no JSON: Unterminated string",
+    ("rows.jsonl", 2): "no JSON: Unterminated string starting at character",
     ("rows.jsonl", 4): "an array instead of an object",
     ("rows.jsonl", 5): '"text" is a number instead of text',
     ("rows.jsonl", 6): '"text" is empty; delete the line or fill it in',

@@ -87,6 +87,13 @@ def test_each_mask_has_its_switch(switch: str) -> None:
     assert found.counts == {kind: 1 for name, (_, kind) in EACH.items() if name != switch}
 
 
+def test_a_secret_is_found_anywhere_in_a_very_long_line() -> None:
+    line = "the quay was wet " * 3000
+    for at in (0, 17 * 200, 17 * 2999):
+        found = mask(f"{line[:at]}AKIAIOSFODNN7EXAMPLE {line[at:]}", ALL)
+        assert found.text == f"{line[:at]}[SECRET] {line[at:]}" and found.counts == {"secret": 1}
+
+
 @given(st.lists(st.sampled_from([text for text, _ in EACH.values()] + ["password: hunter2", "and 17 more", "\n"])))
 def test_masking_twice_changes_nothing_more(parts: Sequence[str]) -> None:
     once = mask(" ".join(parts), ALL)

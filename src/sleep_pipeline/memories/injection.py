@@ -19,7 +19,7 @@ _ORDERS = re.compile(
             r"\bpretend (?:to be|that you are|you are) (?:an? )?(?:\w+ )?"
             r"(?:ai|assistant|model|system|developer|admin)\b",
             r"\b(?:developer|jailbreak|dan|god) mode\b.{0,30}\b(?:enabled|on|activated)\b",
-            r"^\s*#*\s*(?:system|assistant)\s*(?:prompt|message|override)\s*:",
+            r"^[ \t#]*(?:system|assistant)[ \t]*(?:prompt|message|override)[ \t]*:",
         )
     ),
     re.I | re.M,

@@ -42,11 +42,27 @@ def _encoding(head: bytes) -> tuple[bytes, str]:
 
 
 def looks_binary(head: bytes) -> bool:
-    """Whether the beginning of a file is no text: many control characters, and no mark of UTF-16 or UTF-32."""
-    if _encoding(head)[1] != "utf-8" or not head:
+    """Whether the beginning of a file is no text.
+
+    It is text if a byte order mark of UTF-16 or UTF-32 says so, or if its first line is: what follows may be damaged,
+    as by a disk that was full, and is then told line by line.
+    """
+    if _encoding(head)[1] != "utf-8":
         return False
-    controls = sum(byte < 32 and byte not in _TEXT_CONTROLS for byte in head)
-    return controls > _BINARY_SHARE * len(head)
+    first = head.split(b"\n", 1)[0]
+    if _controls(first) > _BINARY_SHARE:
+        return True
+    try:
+        # A character may be cut off where the beginning ends.
+        codecs.getincrementaldecoder("utf-8")().decode(first)
+    except UnicodeDecodeError:
+        return _controls(head) > _BINARY_SHARE
+    return False
+
+
+def _controls(part: bytes) -> float:
+    """The share of control characters that no text has."""
+    return sum(byte < 32 and byte not in _TEXT_CONTROLS for byte in part) / max(1, len(part))
 
 
 def read_lines(stream: BinaryIO, max_bytes: int) -> Iterator[Line]:

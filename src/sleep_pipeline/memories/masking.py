@@ -18,6 +18,7 @@ from sleep_pipeline.memories.settings import MaskSettings
 
 _EMAIL = re.compile(r"\b[\w.%+'-]{1,64}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}\b")
 _IBAN = re.compile(r"\b[A-Z]{2}\d{2}[A-Z0-9 ]{10,}[A-Z0-9]\b")
+_IBAN_FORM = re.compile(r"[A-Z]{2}\d{2}[A-Z0-9]{11,30}")
 _CARD = re.compile(r"(?<![\w.,-])\d[\d -]{11,}\d(?![\w-])")
 _GROUPS = 12  # as many as the longest IBAN has, and some
 # Leading digits and lengths of the card networks; Luhn's sum alone lets every tenth number through.
@@ -36,6 +37,8 @@ _TOLD = re.compile(
     re.I,
 )
 _TOKEN = re.compile(r"(?<![\w/+=.-])[A-Za-z0-9_+/-]{24,200}={0,2}(?![\w/+])")
+# Lines, and portions of long ones: some detectors take time that grows with the square of a line's length.
+_PORTION = re.compile(r"(?=[\s\S])[^\n]{0,4000}\S{0,4000}\n?")
 _MASK = re.compile(r"\[[A-Z]+\]")
 _ENTROPY = 4.0
 
@@ -59,7 +62,7 @@ def mask(text: str, settings: MaskSettings) -> Masked:
 
     if settings.secrets:
         text = _mask_every(text, "secret", _PRIVATE_KEY, counts)
-        text = "\n".join(_mask_secrets(line, counts) for line in text.split("\n"))
+        text = "".join(_mask_secrets(part, counts) for part in _PORTION.findall(text))
     if settings.emails and "@" in text:
         text = _mask_every(text, "email", _EMAIL, counts)
     if settings.ibans:
@@ -126,7 +129,8 @@ def _mask_groups(
 def _is_iban(found: str) -> bool:
     from stdnum import iban
 
-    return bool(iban.is_valid(found))
+    compact = found.replace(" ", "")
+    return bool(_IBAN_FORM.fullmatch(compact)) and bool(iban.is_valid(compact))
 
 
 def _is_card(found: str) -> bool:

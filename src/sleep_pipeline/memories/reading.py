@@ -20,6 +20,7 @@ from sleep_pipeline.memories.settings import CollectSettings, MaskSettings
 from sleep_pipeline.memories.tables import Found, read_csv, read_jsonl, read_parquet
 
 _HEAD = 8192
+_LATEST = 10**11 - 1  # seconds that `utc` does not take for milliseconds; a file system can claim any
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def _memory(source: str, found: Found, changed_ns: int, settings: CollectSetting
         label=content.label,
         source=source,
         line=found.line,
-        time=content.time or utc(changed_ns // 10**9),
+        time=content.time or utc(min(max(0, changed_ns // 10**9), _LATEST)),
         digest=digest,
         flags=content.flags,
         masked=masked,

@@ -53,7 +53,8 @@ def read_jsonl(lines: Iterable[Line]) -> Iterator[Found]:
         try:
             row = json.loads(line.text)
         except json.JSONDecodeError as error:
-            reason = f"no JSON: {error.msg} at character {error.colno}; mend or delete the line"
+            told = error.msg.removesuffix(" at")
+            reason = f"no JSON: {told} at character {error.colno}; mend or delete the line"
             yield Found(line.number, reason=reason, excerpt=line.text[:_SHOWN])
         except (RecursionError, ValueError) as error:
             told = "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
@@ -126,6 +127,13 @@ def _records(lines: _Lines, delimiter: str) -> Iterator[tuple[Line, list[str] | 
         yield first, None, reason
 
 
+def _names(line: str, delimiter: str) -> list[str]:
+    try:
+        return [name.strip().lower() for name in next(csv.reader([line], delimiter=delimiter), [])]
+    except csv.Error:
+        return []
+
+
 def read_csv(lines: Iterable[Line], max_bytes: int) -> Iterator[Found]:
     """The records of a table whose first line names the columns, separated by commas, semicolons, tabs or bars."""
     csv.field_size_limit(max(csv.field_size_limit(), 2 * max_bytes))
@@ -139,8 +147,7 @@ def read_csv(lines: Iterable[Line], max_bytes: int) -> Iterator[Found]:
     delimiter = ","
     if first.problem is None:
         for delimiter in _DELIMITERS:
-            names = next(csv.reader([first.text], delimiter=delimiter), [])
-            header = [name.strip().lower() for name in names]
+            header = _names(first.text, delimiter)
             if any(name in COLUMNS for name in header):
                 break
     if not any(name in COLUMNS for name in header):
@@ -149,8 +156,9 @@ def read_csv(lines: Iterable[Line], max_bytes: int) -> Iterator[Found]:
         )
         yield Found(first.number, reason=reason, excerpt=first.text[:_SHOWN])
         return
-    if len(set(header)) < len(header):
-        reason = "the first line names a column twice; rename one of them and read the file again"
+    twice = next((name for name in COLUMNS if header.count(name) > 1), None)
+    if twice is not None:
+        reason = f'the first line names the column "{twice}" twice; rename one of them and read the file again'
         yield Found(first.number, reason=reason, excerpt=first.text[:_SHOWN])
         return
     for line, fields, reason in _records(feed, delimiter):
@@ -169,24 +177,58 @@ def read_parquet(stream: BinaryIO, max_bytes: int) -> Iterator[Found]:
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-    number = 0
+    broken = (pa.ArrowException, OSError, ValueError)
     try:
         file = pq.ParquetFile(stream)
-        names = [name for name in file.schema_arrow.names if name in (*COLUMNS, *TIMES)]
-        if not any(name in COLUMNS for name in names):
-            told = ", ".join(file.schema_arrow.names[:8])
-            reason = f"the table has none of the columns {', '.join(COLUMNS)}; it has {told}; rename the columns"
-            yield Found(0, reason=reason)
-            return
-        for batch in file.iter_batches(batch_size=_BATCH, columns=names):
-            for row in batch.to_pylist():
-                number += 1
-                excerpt = next((str(row[name])[:_SHOWN] for name in names if row[name] is not None), "")
-                if sum(len(value) for value in row.values() if isinstance(value, str)) > max_bytes:
-                    reason = f"the row is longer than {max_bytes} bytes; split it, or raise max_line_bytes"
-                    yield Found(number, reason=reason, excerpt=excerpt)
-                else:
-                    yield _found(number, row, excerpt)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        told = " ".join(str(error).split())[:160]
-        yield Found(number, reason=f"no readable Parquet after row {number} ({told}); write the file anew")
+        columns = file.schema_arrow.names
+        groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    except broken as error:
+        yield Found(0, reason=f"no readable Parquet ({_told(error)}); write the file anew")
+        return
+    names = [name for name in columns if name in (*COLUMNS, *TIMES)]
+    if not any(name in COLUMNS for name in names):
+        told = ", ".join(columns[:8])
+        reason = f"the table has none of the columns {', '.join(COLUMNS)}; it has {told}; rename the columns"
+        yield Found(0, reason=reason)
+        return
+    first = 0
+    for group, rows in enumerate(groups):
+        number = first
+        try:
+            for batch in file.iter_batches(batch_size=_BATCH, row_groups=[group], columns=names):
+                for row in _batch_rows(batch, broken):
+                    number += 1
+                    yield _table_row(number, row, max_bytes)
+        except broken as error:
+            reason = f"the rows from here to {first + rows} cannot be read ({_told(error)}); write the file anew"
+            yield Found(number + 1, reason=reason)
+        first += rows
+    if not first:
+        yield Found(0, reason="the table has no rows; delete it or fill it in")
+
+
+def _told(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
+
+
+def _batch_rows(batch: Any, broken: tuple[type[Exception], ...]) -> Iterator[dict[str, Any] | Exception]:
+    try:
+        yield from batch.to_pylist()
+        return
+    except broken:
+        pass
+    for at in range(batch.num_rows):
+        try:
+            yield batch.slice(at, 1).to_pylist()[0]
+        except broken as error:
+            yield error
+
+
+def _table_row(number: int, row: dict[str, Any] | Exception, max_bytes: int) -> Found:
+    if isinstance(row, Exception):
+        return Found(number, reason=f"the row cannot be read ({_told(row)}); write it anew")
+    excerpt = next((str(value)[:_SHOWN] for value in row.values() if value is not None), "")
+    if sum(len(value) for value in row.values() if isinstance(value, str)) > max_bytes:
+        reason = f"the row is longer than {max_bytes} bytes; split it, or raise max_line_bytes"
+        return Found(number, reason=reason, excerpt=excerpt)
+    return _found(number, row, excerpt)
