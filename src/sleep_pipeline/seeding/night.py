@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from sleep_pipeline.memory import CONTEXT, Journal, base_view, consolidation, state_of, teacher_view
 from sleep_pipeline.seeding.judges import Judge, LikelihoodJudge, Trio
-from sleep_pipeline.seeding.lessons import Lesson, open_book_lessons, read_beliefs, self_made_documents
+from sleep_pipeline.seeding.lessons import (
+    Lesson,
+    free_lessons,
+    open_book_lessons,
+    read_beliefs,
+    self_made_documents,
+)
 from sleep_pipeline.seeding.replay import ReplayStore
 from sleep_pipeline.seeding.rewards import imitation_reward
 from sleep_pipeline.seeding.settings import SeedingSettings
@@ -127,6 +133,15 @@ def gather(
             )
             open_book = open_book_lessons(
                 model, tokenizer, documents, settings.teacher, replay.open_book_replies, 1000 * seed + 18
+            )
+        if replay.open_book_rows:
+            open_book += free_lessons(
+                model,
+                tokenizer,
+                replay.free_texts,
+                replay.free_text_tokens,
+                settings.teacher.top_k,
+                1000 * seed + 19,
             )
     return NightData(data, lessons, open_book, clock.seconds)
 
