@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import pytest
+
+from sleep_pipeline.memories.settings import CollectSettings
+from sleep_pipeline.night_model import MachineSettings
+from sleep_pipeline.pipelines.collect.nodes import NothingNewError, collect_memories, day_of, make_contexts
+from sleep_pipeline.registry import Night, NightRegistry
+from sleep_pipeline.validation.rows import TooManyFailures
+
+GOOD = '{"text": "The mill of Osk stands by the river."}\n{"text": "Mira lives in Geska."}\n'
+
+
+def inbox(tmp_path: Path, **files: str) -> tuple[Path, Path]:
+    memories, models = tmp_path / "memories", tmp_path / "models"
+    models.mkdir()
+    for name, text in files.items():
+        path = memories / name.replace("__", "/").replace("_jsonl", ".jsonl")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return memories, models
+
+
+@pytest.mark.parametrize(
+    ("source", "day"), [("memories/day_3/a.md", 3), ("memories/a.md", 0), ("memories/today_4/a.md", 0)]
+)
+def test_a_folder_named_after_a_day_waits_for_it(source: str, day: int) -> None:
+    assert day_of(source) == day
+
+
+def test_a_night_reads_its_own_days_and_what_has_no_day(tmp_path: Path) -> None:
+    memories, models = inbox(
+        tmp_path, day_1__a_jsonl=GOOD, day_2__b_jsonl='{"text": "Later."}\n', c_jsonl='{"text": "Ever."}\n'
+    )
+    first, *_ = collect_memories(CollectSettings(), 1, memories, models)
+    second, *_ = collect_memories(CollectSettings(), 2, memories, models)
+    assert set(first["text"]) == {"The mill of Osk stands by the river.", "Mira lives in Geska.", "Ever."}
+    assert set(second["text"]) - set(first["text"]) == {"Later."}
+
+
+def test_bad_rows_go_to_quarantine_with_file_and_line_and_good_ones_stay(tmp_path: Path) -> None:
+    memories, models = inbox(tmp_path, a_jsonl=GOOD + '{"text": ""}\n')
+    good, quarantine, summary, page = collect_memories(CollectSettings(), 1, memories, models)
+    assert len(good) == 2
+    assert list(zip(quarantine["source"], quarantine["line"], strict=True)) == [("memories/a.jsonl", 3)]
+    assert "empty" in quarantine["reason"][0]
+    assert summary["memories"] == 2
+    assert summary["quarantined"] == 1
+    assert "Memories of night 1" in page
+
+
+def test_what_the_champion_knows_is_not_new(tmp_path: Path) -> None:
+    memories, models = inbox(tmp_path, a_jsonl=GOOD)
+    good, *_ = collect_memories(CollectSettings(), 1, memories, models)
+    registry = NightRegistry(models)
+    registry.register(Night(1, 0, "night_001", "digest", "2026-01-01T00:00:00Z", memories=tuple(good["digest"])))
+    again, *_ = collect_memories(CollectSettings(), 2, memories, models)
+    assert len(again) == 2, "a night that was not promoted has taught nothing"
+    registry.promote(1)
+    with pytest.raises(NothingNewError, match="no new memory for night 2"):
+        collect_memories(CollectSettings(), 2, memories, models)
+
+
+def test_too_many_bad_rows_stop_the_night(tmp_path: Path) -> None:
+    memories, models = inbox(tmp_path, a_jsonl='{"text": "Good."}\n' + '{"text": ""}\n' * 3)
+    with pytest.raises(TooManyFailures, match=r"3 of 4 could not be read.*a\.jsonl:2"):
+        collect_memories(CollectSettings(), 1, memories, models)
+
+
+def test_contexts_hold_every_memory(tmp_path: Path) -> None:
+    memories, models = inbox(tmp_path, a_jsonl=GOOD)
+    good, *_ = collect_memories(CollectSettings(), 1, memories, models)
+    contexts = make_contexts(good, "embedded", MachineSettings(), CollectSettings())
+    assert list(contexts["text"]) == list(good["text"])
+    assert (contexts["tokens"] > 0).all()

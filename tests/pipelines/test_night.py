@@ -1,0 +1,115 @@
+"""Whole nights by the real command, in the smoke budget."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sleep_pipeline.registry import NightRegistry
+from sleep_pipeline.seeding.settings import SeedingSettings
+
+COMMAND = [sys.executable, "-m", "sleep_pipeline", "run", "--env=smoke", "--params=machine.threads=1"]
+
+
+def project(project_root: Path, folder: Path) -> Path:
+    for name in ("src", "conf"):
+        shutil.copytree(project_root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "local"))
+    (folder / "conf" / "local").mkdir()
+    for name in ("memories", "probes"):
+        shutil.copytree(project_root / "data/01_raw" / name, folder / "data/01_raw" / name)
+    shutil.copy(project_root / "pyproject.toml", folder)
+    return folder
+
+
+def environment(folder: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1"}
+
+
+def night(folder: Path, *extra: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, "--pipelines=sleep", *extra],
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def weights(folder: Path, number: int) -> dict[str, bytes]:
+    checkpoint = folder / "data/06_models/smoke" / f"night_{number:03d}"
+    return {name: (checkpoint / name).read_bytes() for name in ("adapter_model.safetensors", "replay.safetensors")}
+
+
+def killed_once(folder: Path, seen: Path, seconds: float) -> None:
+    """Start a night and kill it some time after a file has appeared."""
+    process = subprocess.Popen(
+        [*COMMAND, "--pipelines=sleep"],
+        cwd=folder,
+        env=environment(folder),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not seen.exists() and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(seconds)
+    assert process.poll() is None, "the night was over before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_night_that_was_killed_goes_on_and_ends_as_if_nothing_had_happened(
+    project_root: Path, tmp_path: Path
+) -> None:
+    whole, broken = project(project_root, tmp_path / "whole"), project(project_root, tmp_path / "broken")
+    result = night(whole)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+
+    data = broken / "data"
+    killed_once(broken, data / "02_intermediate/smoke/night_001/memories.parquet", 0.5)
+    killed_once(broken, data / "06_models/smoke/progress/night_001/expert/checkpoint-5", 0.0)
+    samples = data / "05_model_input/smoke/night_001/teacher_samples.parquet"
+    before = samples.stat().st_mtime_ns
+    result = night(broken)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+
+    assert samples.stat().st_mtime_ns == before, "what was done is not done again"
+    assert weights(broken, 1) == weights(whole, 1)
+    reports = data / "08_reporting/smoke/night_001"
+    assert json.loads((reports / "decision.json").read_text())["checks"]
+    assert (reports / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    registry = NightRegistry(data / "06_models/smoke")
+    assert list(registry.nights()) == [1]
+    assert not list((data / "06_models/smoke").glob("*.partial"))
+
+    # The next command is the next night, which looks back on this one's questions.
+    result = night(whole)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert list(NightRegistry(whole / "data/06_models/smoke").nights()) == [1, 2]
+
+
+def test_the_files_of_settings_say_what_the_defaults_are(project_root: Path) -> None:
+    from kedro.config import OmegaConfigLoader
+
+    from sleep_pipeline.evaluation.settings import EvaluationSettings
+    from sleep_pipeline.memories.settings import CollectSettings
+    from sleep_pipeline.night_model import MachineSettings, MemorySettings
+    from sleep_pipeline.settings import CONFIG_LOADER_ARGS
+
+    parameters = OmegaConfigLoader(str(project_root / "conf"), env="base", **CONFIG_LOADER_ARGS)["parameters"]
+    # The library writes no checkpoints unless it is told where.
+    checkpoints = {"optimizer": SeedingSettings().optimizer.model_copy(update={"checkpoint_every": 50})}
+    assert SeedingSettings.model_validate(parameters["seeding"]) == SeedingSettings().model_copy(update=checkpoints)
+    assert EvaluationSettings.model_validate(parameters["evaluation"]) == EvaluationSettings()
+    assert MachineSettings.model_validate(parameters["machine"]) == MachineSettings()
+    assert MemorySettings.model_validate(parameters["memory"]) == MemorySettings()
+    # The embedded model reads better without headings; others need not.
+    assert CollectSettings.model_validate(parameters["collect"]) == CollectSettings(keep_headings=False)
