@@ -157,12 +157,19 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         """The night's manifest says what a checkpoint is."""
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, and hand the model back as it came: accelerate leaves its forward pass in autocast for good."""
+        """Train, and hand the model back as it came.
+
+        Accelerate leaves its forward pass in autocast for good, and a mark by which the next training would take the
+        model for prepared already, and train without autocast.
+        """
+        forward = vars(self.model).get("forward")
         try:
             return super().train(*args, **kwargs)
         finally:
-            self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)
-            vars(self.model).pop("forward", None)
+            for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+                vars(self.model).pop(name, None)
+            if forward is not None:
+                self.model.forward = forward
             self.model.eval()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
