@@ -22,7 +22,7 @@ import contextlib
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import Path
@@ -373,10 +373,21 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         accumulated = self.args.gradient_accumulation_steps
         return self.state.global_step * accumulated + self._step % accumulated
 
-    def _generation_precision(self) -> AbstractContextManager[Any]:
-        """Autocast pays for a GPU; on a CPU it would cast the weights anew for every token."""
-        device = self.accelerator.device.type
-        return contextlib.nullcontext() if device == "cpu" else self.compute_loss_context_manager()
+    @contextlib.contextmanager
+    def _generation_precision(self) -> Iterator[None]:
+        """Autocast, which accelerate put into the forward pass, pays for a GPU; a CPU would cast all weights anew for
+        every token.
+        """
+        own = vars(self.model)
+        prepared = own.get("forward")
+        if self.accelerator.device.type != "cpu" or "_original_forward" not in own:
+            yield
+            return
+        self.model.forward = own["_original_forward"]
+        try:
+            yield
+        finally:
+            self.model.forward = prepared
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save what trains, and nothing of the frozen rest."""
