@@ -162,12 +162,13 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         Accelerate leaves its forward pass in autocast for good, and a mark by which the next training would take the
         model for prepared already, and train without autocast.
         """
-        forward = vars(self.model).get("forward")
+        own: dict[str, Any] = self.model.__dict__
+        forward = own.get("forward")
         try:
             return super().train(*args, **kwargs)
         finally:
             for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
-                vars(self.model).pop(name, None)
+                own.pop(name, None)
             if forward is not None:
                 self.model.forward = forward
             self.model.eval()
@@ -378,7 +379,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         """Autocast, which accelerate put into the forward pass, pays for a GPU; a CPU would cast all weights anew for
         every token.
         """
-        own = vars(self.model)
+        own: dict[str, Any] = self.model.__dict__
         prepared = own.get("forward")
         if self.accelerator.device.type != "cpu" or "_original_forward" not in own:
             yield
