@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm.auto import tqdm
 
+from sleep_pipeline.generation.modes import evaluating
+
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -135,14 +137,10 @@ class TransformersSampler:
         noise = torch.rand(len(prompts), count, self.settings.max_new_tokens, generator=generator)
         batches = list(self._batches(encoded, count))
         bar: Any = tqdm(batches, progress, disable=None if progress else True, unit="batch")
-        was_training = self._model.training
-        self._model.eval()
-        try:
+        with evaluating(self._model):
             for batch in bar:
                 for index, drawn in zip(batch, self._draw([encoded[i] for i in batch], noise[batch]), strict=True):
                     replies[index] = drawn
-        finally:
-            self._model.train(was_training)
         return replies
 
     def _check_window(self, encoded: Sequence[Sequence[int]]) -> None:
