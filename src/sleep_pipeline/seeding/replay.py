@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from sleep_pipeline.seeding.divergences import CachedTeacher
+from sleep_pipeline.seeding.divergences import CachedTeacher, join
 from sleep_pipeline.seeding.lessons import Lesson
 
 POOLS = ("stored", "open_book")
@@ -67,7 +67,7 @@ class ReplayStore:
         self.pools[pool].offer(lessons, night, random.Random(f"{seed}/{night}/{pool}"))
 
     def save(self, path: Path) -> None:
-        """Write the store as safetensors."""
+        """Write the store as safetensors; lessons of different `top_k` are cut to the least."""
         tensors: dict[str, torch.Tensor] = {}
         metadata = {}
         for name, pool in self.pools.items():
@@ -103,15 +103,16 @@ class ReplayStore:
 def _pack(lessons: Sequence[tuple[Lesson, int]]) -> dict[str, torch.Tensor]:
     """Lessons of different lengths as flat tensors with their lengths beside them."""
     teachers = [lesson.teacher for lesson, _ in lessons]
-    width = teachers[0].tokens_NK.shape[-1] if teachers else 1
+    nothing = CachedTeacher(torch.zeros(0, 1, dtype=torch.int64), torch.zeros(0, 1), torch.zeros(0))
+    joined = join(teachers) if teachers else nothing
     return {
         "ids": torch.tensor([token for lesson, _ in lessons for token in lesson.ids], dtype=torch.int32),
         "lengths": torch.tensor([len(lesson.ids) for lesson, _ in lessons], dtype=torch.int32),
         "starts": torch.tensor([lesson.start for lesson, _ in lessons], dtype=torch.int32),
         "nights": torch.tensor([night for _, night in lessons], dtype=torch.int32),
-        "tokens": torch.cat([t.tokens_NK for t in teachers] or [torch.zeros(0, width)]).to(torch.int32),
-        "log_probs": torch.cat([t.log_probs_NK for t in teachers] or [torch.zeros(0, width)]).float(),
-        "tails": torch.cat([t.tail_N for t in teachers] or [torch.zeros(0)]).float(),
+        "tokens": joined.tokens_NK.to(torch.int32),
+        "log_probs": joined.log_probs_NK.float(),
+        "tails": joined.tail_N.float(),
     }
 
 
