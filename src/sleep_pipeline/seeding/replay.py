@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from sleep_pipeline.seeding.divergences import CachedTeacher, join
@@ -84,7 +84,11 @@ class ReplayStore:
         Raises:
             ValueError: the file is not a replay store.
         """
-        with safe_open(path, "pt") as file:
+        try:
+            opened = safe_open(path, "pt")
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no replay store: {error}") from error
+        with opened as file:
             metadata = file.metadata() or {}
             if any(f"{name}.capacity" not in metadata for name in POOLS):
                 raise ValueError(f"{path} is no replay store: it lacks the pools {' and '.join(POOLS)}")
