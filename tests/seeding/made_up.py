@@ -78,6 +78,11 @@ def trainer_of(
     return KnowledgeSeedingTrainer(model, given, taught or lessons(), tokenizer, reward, **rest)
 
 
+def whimsical(completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
+    """A reward that differs from one continuation to the next, which a random student never earns by imitation."""
+    return [sum(ids) % 5 / 4 for ids in completion_ids]
+
+
 def without_context(taught: Sequence[Lesson]) -> list[Lesson]:
     """As lessons come back from the replay store."""
     return [dataclasses.replace(one, teacher_prompt=()) for one in taught]
