@@ -158,10 +158,8 @@ def learn(
         views: see `KnowledgeSeedingTrainer`.
         folder: for checkpoints.
         progress: whether to show a bar.
-        resume: whether to go on from the last checkpoint in `folder`, if there is one.
+        resume: whether to go on from the last complete checkpoint in `folder`, if there is one.
     """
-    from transformers.trainer_utils import get_last_checkpoint
-
     from sleep_pipeline.seeding.trainer import KnowledgeSeedingTrainer
 
     reward = None
@@ -184,8 +182,7 @@ def learn(
         output_dir=folder,
         progress=progress,
     )
-    last = get_last_checkpoint(str(folder)) if resume and Path(folder).is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(Path(folder)) if resume else None)
     return Learned(trainer.history, trainer.rollouts, time.perf_counter() - began)
 
 
@@ -232,6 +229,12 @@ def seed_night(
     store.add("stored", gathered.lessons, night, seed)
     store.add("open_book", gathered.open_book, night, seed)
     return Seeded(night, slot, gathered, learned)
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was saved to its end; the trainer writes its state last."""
+    saved = [state.parent for state in folder.glob("checkpoint-*/trainer_state.json")]
+    return str(max(saved, key=lambda path: int(path.name.rpartition("-")[2]))) if saved else None
 
 
 @dataclass
