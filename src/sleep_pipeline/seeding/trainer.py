@@ -122,6 +122,8 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             use_cpu=device.type == "cpu",
             gradient_checkpointing=optimizer.gradient_checkpointing,
             disable_dropout=True,
+            # A process may split its rows into two forward passes where another does not: no talk among them in these.
+            ddp_broadcast_buffers=False,
             shuffle_dataset=False,
             remove_unused_columns=False,
             save_strategy="steps" if optimizer.checkpoint_every else "no",
