@@ -288,7 +288,8 @@ def test_the_advantage_is_the_imitation_reward_less_the_mean_of_its_group(
     reward = imitation_reward(0.0, 4, None, tiny_tokenizer.all_special_ids)
     trainer = trainer_of(asleep(), tiny_tokenizer, [one], reward)
     replies = [[10, 11, 12], [10, 11, 13], [40], [12]]
-    all_drawn = [Reply("", tuple(ids), (), ended=index % 2 == 0) for index, ids in enumerate(replies)]
+    ends = [2, None, 5, None]
+    all_drawn = [Reply("", tuple(ids), (), end is not None, end) for ids, end in zip(replies, ends, strict=True)]
     drawn = [all_drawn[:2], all_drawn[2:]]
     asked_for = []
     monkeypatch.setattr(
@@ -301,7 +302,7 @@ def test_the_advantage_is_the_imitation_reward_less_the_mean_of_its_group(
     assert earned == [1.0, pytest.approx(2 / 3), 0.0, 1.0]
     assert [row["reward"] for row in trainer.rollouts] == pytest.approx(earned)
     assert batch["advantage"].tolist() == pytest.approx([1 / 6, -1 / 6, -0.5, 0.5])
-    assert batch["completion"].tolist() == [[10, 11, 12, 2], [10, 11, 13, -1], [40, 2, -1, -1], [12, -1, -1, -1]]
+    assert batch["completion"].tolist() == [[10, 11, 12, 2], [10, 11, 13, -1], [40, 5, -1, -1], [12, -1, -1, -1]]
     assert batch["cut"].tolist() == [1, 1, 3, 3]
 
 

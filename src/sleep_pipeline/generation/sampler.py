@@ -66,12 +66,14 @@ class Reply:
         ids: its tokens, the end mark left out.
         log_probs: of these tokens and, where the reply ended, its end mark; nats, at the temperature drawn at.
         ended: whether the model ended it, rather than the limit.
+        end: the end mark that it said; some models have several.
     """
 
     text: str
     ids: tuple[int, ...]
     log_probs: tuple[float, ...]
     ended: bool
+    end: int | None = None
 
 
 class Sampler(Protocol):
@@ -243,4 +245,4 @@ class TransformersSampler:
         ended = length > 0 and ids[length - 1] in ends
         kept = tuple(ids[: length - ended])
         text = self._tokenizer.decode(kept, skip_special_tokens=True)
-        return Reply(text, kept, tuple(values[:length]), ended)
+        return Reply(text, kept, tuple(values[:length]), ended, ids[length - 1] if ended else None)

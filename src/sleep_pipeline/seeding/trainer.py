@@ -205,7 +205,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         with self._generation_precision():
             drawn = self.sampler.continue_ids(prompts[::group], group, seed=seed)
         replies = [reply for replies in drawn for reply in replies]
-        said = [[*reply.ids, *([self.eos_token_ids[0]] if reply.ended else [])] for reply in replies]
+        said = [[*reply.ids, *([] if reply.end is None else [reply.end])] for reply in replies]
         rewards = torch.zeros(len(inputs), device=self.accelerator.device)
         if self.rewarded:
             texts = [reply.text for reply in replies]
