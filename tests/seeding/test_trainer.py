@@ -194,7 +194,7 @@ def test_the_model_comes_back_as_it_was(fails: bool, tiny_tokenizer: Any) -> Non
     ids = torch.tensor([[5, 6, 7]])
     with base_view(model), torch.no_grad():
         before = model(input_ids=ids).logits
-    own = own_attributes(model)
+    own, configured = own_attributes(model), model.config.to_dict()  # type: ignore[operator,union-attr]
     trainer = trainer_of(
         model,
         tiny_tokenizer,
@@ -213,6 +213,7 @@ def test_the_model_comes_back_as_it_was(fails: bool, tiny_tokenizer: Any) -> Non
     watch.remove()
     assert any(seen), "training itself is in bf16"
     assert own_attributes(model) == own
+    assert model.config.to_dict() == configured  # type: ignore[operator,union-attr]
     assert not any(module.training for module in model.modules())
     with base_view(model), torch.no_grad():
         assert torch.equal(model(input_ids=ids).logits, before)

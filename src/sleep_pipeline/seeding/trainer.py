@@ -135,6 +135,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             seed=seed,
         )
         self._end = _silent_ids(processing_class)
+        self._caches = getattr(model.config, "use_cache", None)
         super().__init__(
             model=model,
             reward_funcs=[reward or _no_reward],
@@ -162,7 +163,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         """Train, and hand the model back as it came.
 
         Accelerate leaves its forward pass in autocast for good, and a mark by which the next training would take the
-        model for prepared already, and train without autocast.
+        model for prepared already, and train without autocast. The trainer switches the cache of `generate` off.
         """
         own: dict[str, Any] = self.model.__dict__
         forward = own.get("forward")
@@ -173,6 +174,8 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
                 own.pop(name, None)
             if forward is not None:
                 self.model.forward = forward
+            if self._caches is not None:
+                self.model.config.use_cache = self._caches
             self.model.eval()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
