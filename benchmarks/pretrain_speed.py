@@ -27,7 +27,8 @@ from sleep_pipeline.language_model import embedded_path
 from sleep_pipeline.pretraining.batches import Batch, PackedBatches
 from sleep_pipeline.pretraining.optimizer import MuonAdamW
 from sleep_pipeline.pretraining.settings import PretrainSettings
-from sleep_pipeline.pretraining.trainer import batch_gradient, build_model, keep_freed_memory, pick_device
+from sleep_pipeline.hardware import keep_freed_memory, pick_device
+from sleep_pipeline.pretraining.trainer import batch_gradient, build_model
 
 
 class Rows(Dataset[dict[str, torch.Tensor]]):

@@ -3,6 +3,8 @@
     sleep-pipeline run --pipelines=pretrain      is `kedro run --pipelines=pretrain`
     sleep-pipeline doctor                        can this machine run a night?
     sleep-pipeline ui                            look at the recorded runs
+    sleep-pipeline lineage                       which night grew from which
+    sleep-pipeline rollback                      take the last night back
 
 Kedro finds the group `cli` by its name and module, so `kedro doctor` works as well.
 """
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sleep_pipeline.cli_nights import lineage, rollback
 from sleep_pipeline.environment import apply_defaults
 
 if TYPE_CHECKING:
@@ -27,6 +30,10 @@ apply_defaults()
 @click.group(name="sleep-pipeline")
 def cli() -> None:
     """What this project adds to Kedro."""
+
+
+cli.add_command(lineage)
+cli.add_command(rollback)
 
 
 def project_root() -> Path:

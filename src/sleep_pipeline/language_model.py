@@ -58,29 +58,48 @@ def load_model(
         RemoteCodeError: the model needs code of its own and `trust_remote_code` is off.
         ChatTemplateError: the tokenizer has no chat template.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    tokenizer = load_tokenizer(name_or_path, trust_remote_code=trust_remote_code)
     name = str(embedded_path()) if str(name_or_path) == EMBEDDED else str(name_or_path)
     _check_folder(name, str(name_or_path), trust_remote_code)
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        if not tokenizer.chat_template:
-            raise ChatTemplateError(
-                f"the tokenizer of {name_or_path} has no chat template; use the instruction-tuned variant of the "
-                "model, or save a chat_template.jinja beside its tokenizer"
-            )
         model = AutoModelForCausalLM.from_pretrained(
             name, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError) as error:
         raise _explained(error, str(name_or_path)) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "left"
     if model.generation_config is not None and model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model.eval(), tokenizer
+
+
+def load_tokenizer(name_or_path: str | Path = EMBEDDED, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a causal LM alone, with a pad token and padding on the left; see `load_model`.
+
+    Raises:
+        ModelNotFoundError: nothing is there, or the hub cannot be reached.
+        RemoteCodeError: the model needs code of its own and `trust_remote_code` is off.
+        ChatTemplateError: the tokenizer has no chat template.
+    """
+    from transformers import AutoTokenizer
+
+    name = str(embedded_path()) if str(name_or_path) == EMBEDDED else str(name_or_path)
+    _check_folder(name, str(name_or_path), trust_remote_code)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _explained(error, str(name_or_path)) from error
+    if not tokenizer.chat_template:
+        raise ChatTemplateError(
+            f"the tokenizer of {name_or_path} has no chat template; use the instruction-tuned variant of the model, or "
+            "save a chat_template.jinja beside its tokenizer"
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    return tokenizer
 
 
 def _check_folder(path: str, asked: str, trust_remote_code: bool) -> None:

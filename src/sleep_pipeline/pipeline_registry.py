@@ -3,7 +3,7 @@
 from kedro.framework.project import find_pipelines
 from kedro.pipeline import Pipeline
 
-DEFAULT_PIPELINE = "pretrain"
+DEFAULT_PIPELINE = "sleep"
 
 
 def register_pipelines() -> dict[str, Pipeline]:

@@ -5,10 +5,14 @@ from typing import Any
 from omegaconf.resolvers import oc
 
 from sleep_pipeline.environment import apply_defaults
+from sleep_pipeline.night_number import night_folder, night_number
 from sleep_pipeline.runtime_parameters import ParameterNamesHook
+from sleep_pipeline.session import NightSession
 from sleep_pipeline.tracking.hooks import MlflowHook
 
 apply_defaults()
+
+SESSION_CLASS = NightSession
 
 HOOKS = (ParameterNamesHook(), MlflowHook())
 
@@ -22,5 +26,5 @@ CONFIG_LOADER_ARGS: dict[str, Any] = {
     "merge_strategy": {"parameters": "soft", "mlflow": "soft"},
     "config_patterns": {"mlflow": ["mlflow.yml"]},
     # Kedro allows ${oc.env:NAME,default} in credentials only, unless the resolver is handed in.
-    "custom_resolvers": {"oc.env": oc.env},
+    "custom_resolvers": {"oc.env": oc.env, "night_number": night_number, "night_folder": night_folder},
 }

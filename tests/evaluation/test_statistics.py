@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sleep_pipeline.evaluation.statistics import mean_interval
+from sleep_pipeline.evaluation.statistics import mean_interval, paired_difference
 
 
 def test_exact_matches_get_wilsons_interval() -> None:
@@ -34,3 +34,33 @@ def test_what_has_no_mean_is_refused(scores: list[float]) -> None:
 def test_equal_shares_have_no_spread() -> None:
     estimate = mean_interval([0.25, 0.25])
     assert (estimate.low, estimate.high) == (0.25, 0.25)
+
+
+def test_a_paired_difference_gets_the_adjusted_wald_interval() -> None:
+    # Agresti and Min (2005) for 20 pairs of which 8 were gained and 2 lost: half a pair added to each outcome.
+    after, before = [1] * 8 + [0] * 2 + [1] * 5 + [0] * 5, [0] * 8 + [1] * 2 + [1] * 5 + [0] * 5
+    estimate = paired_difference(after, before)
+    half = 1.959963984540054 * np.sqrt(11 - 36 / 22) / 22
+    assert (estimate.value, estimate.samples) == (pytest.approx(0.3), 20)
+    assert (estimate.low, estimate.high) == pytest.approx((6 / 22 - half, 6 / 22 + half))
+
+
+def test_four_gains_of_a_hundred_are_no_proof_but_seven_are() -> None:
+    def gains(number: int) -> float:
+        return paired_difference([1] * number + [0] * (100 - number), [0] * 100).low
+
+    assert gains(4) < 0 < gains(7)
+
+
+def test_differences_of_shares_are_bootstrapped_in_pairs() -> None:
+    rng = np.random.default_rng(1)
+    before = rng.random(50)
+    after = before + 0.1 + 0.01 * rng.standard_normal(50)
+    estimate = paired_difference(list(after), list(before))
+    assert 0.09 < estimate.low < estimate.value < estimate.high < 0.11
+
+
+@pytest.mark.parametrize(("after", "before"), [([], []), ([1.0], [1.0, 0.0]), ([float("nan")], [0.0])])
+def test_what_is_no_pair_is_refused(after: list[float], before: list[float]) -> None:
+    with pytest.raises(ValueError, match="finite scores of the same questions"):
+        paired_difference(after, before)

@@ -24,14 +24,6 @@ experiments: {toy: toys}
 """
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated database to copy, since migrating one takes seconds."""
-    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def project(toy_project: Callable[..., Path], empty_database: Path) -> Path:
     """A toy project with tracking on."""

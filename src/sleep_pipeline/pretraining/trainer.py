@@ -6,12 +6,9 @@ than the answers; batch `i` depends on the seed and `i` alone, so nothing of the
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import hashlib
 import json
 import math
-import platform
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
+from sleep_pipeline.hardware import autocast, keep_freed_memory, pick_device
 from sleep_pipeline.metrics import MetricSink, NullSink
 from sleep_pipeline.pretraining.batches import Batch, PackedBatches
 from sleep_pipeline.pretraining.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -120,34 +118,6 @@ def batch_gradient(
             loss.backward()
             mean += float(loss.detach())
     return mean
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep freed tensors' memory instead of handing it back to the system after every operation.
-
-    Fresh pages cost a CPU training step 10 to 15 percent of its time. Other C libraries are left as they are.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL(None)
-    trim_threshold, top_pad, mmap_max = -1, -2, -4
-    libc.mallopt(mmap_max, 0)
-    libc.mallopt(trim_threshold, 2**31 - 1)
-    libc.mallopt(top_pad, 256 * 2**20)
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU if there is one; any other name is taken as it is."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """bf16 autocast on the device, or nothing for fp32."""
-    if precision == "bf16":
-        return torch.autocast(device.type, torch.bfloat16)
-    return contextlib.nullcontext()
 
 
 def fingerprint(

@@ -128,6 +128,38 @@ def self_made_documents(
     return [text.strip() for text, reply in zip(texts, replies, strict=True) if reply.ended and text.strip()]
 
 
+def free_lessons(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int, tokens: int, top_k: int, seed: int
+) -> list[Lesson]:
+    """Texts that the model begins of itself, with its beliefs: a student that keeps to them goes on speaking as it did.
+
+    Args:
+        model: in the teacher's view.
+        tokenizer: a beginning-of-sequence token starts the texts; without one there are none.
+        count: how many.
+        tokens: of each; shorter where the model ends.
+        top_k: tokens kept at every position.
+        seed: of the sampling.
+    """
+    import torch
+
+    if tokenizer.bos_token_id is None or not count:
+        return []
+    sampler = TransformersSampler(model, tokenizer, SamplingSettings(tokens, batch_size=count))
+    (replies,) = sampler.continue_ids([[tokenizer.bos_token_id]], count, seed=seed)
+    lessons = []
+    for reply in replies:
+        ids = (tokenizer.bos_token_id, *reply.ids)
+        if len(ids) < 2:
+            continue
+        with evaluating(model), torch.inference_mode():
+            logits = model(input_ids=torch.tensor([ids], device=model.device)).logits[0, :-1]
+        kept = cache_teacher(logits, min(top_k, logits.shape[-1]))
+        teacher = CachedTeacher(kept.tokens_NK.cpu(), kept.log_probs_NK.cpu(), kept.tail_N.cpu())
+        lessons.append(Lesson(ids, 1, teacher))
+    return lessons
+
+
 def open_book_lessons(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

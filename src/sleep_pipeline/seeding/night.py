@@ -15,15 +15,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sleep_pipeline.memory import CONTEXT, Journal, base_view, consolidation, teacher_view
+from sleep_pipeline.memory import CONTEXT, Journal, base_view, consolidation, state_of, teacher_view
 from sleep_pipeline.seeding.judges import Judge, LikelihoodJudge, Trio
-from sleep_pipeline.seeding.lessons import Lesson, open_book_lessons, read_beliefs, self_made_documents
+from sleep_pipeline.seeding.lessons import (
+    Lesson,
+    free_lessons,
+    open_book_lessons,
+    read_beliefs,
+    self_made_documents,
+)
 from sleep_pipeline.seeding.replay import ReplayStore
 from sleep_pipeline.seeding.rewards import imitation_reward
 from sleep_pipeline.seeding.settings import SeedingSettings
 from sleep_pipeline.seeding.teacher import TeacherData, sample_teacher
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -127,6 +134,15 @@ def gather(
             open_book = open_book_lessons(
                 model, tokenizer, documents, settings.teacher, replay.open_book_replies, 1000 * seed + 18
             )
+        if replay.open_book_rows:
+            open_book += free_lessons(
+                model,
+                tokenizer,
+                replay.free_texts,
+                replay.free_text_tokens,
+                settings.teacher.top_k,
+                1000 * seed + 19,
+            )
     return NightData(data, lessons, open_book, clock.seconds)
 
 
@@ -143,6 +159,7 @@ def learn(
     folder: str | Path = "seeding",
     progress: bool = False,
     resume: bool = False,
+    penalty: Callable[[], Tensor] | None = None,
 ) -> Learned:
     """Train what of the model requires gradients on tonight's lessons, with replay.
 
@@ -159,6 +176,7 @@ def learn(
         folder: for checkpoints.
         progress: whether to show a bar.
         resume: whether to go on from the last complete checkpoint in `folder`, if there is one.
+        penalty: see `KnowledgeSeedingTrainer`.
     """
     from sleep_pipeline.seeding.trainer import KnowledgeSeedingTrainer
 
@@ -181,9 +199,48 @@ def learn(
         seed=seed,
         output_dir=folder,
         progress=progress,
+        penalty=penalty,
     )
     trainer.train(resume_from_checkpoint=_last_checkpoint(Path(folder)) if resume else None)
     return Learned(trainer.history, trainer.rollouts, time.perf_counter() - began)
+
+
+def make_room(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    store: ReplayStore,
+    settings: SeedingSettings,
+    night: int,
+    seed: int,
+    folder: str | Path = "merge",
+    level: int = 1,
+) -> int | None:
+    """Merge the two oldest experts of a level that has room for the merged one alone.
+
+    The same trainer, with the model as it is for a teacher: what is in the store was answered by all experts together,
+    and the merged expert learns to answer it in place of the two.
+
+    Returns:
+        The slot of the merged expert, or None if there was room.
+
+    Raises:
+        ValueError: nothing is in the store that the merged expert could learn from.
+    """
+    state = state_of(model)
+    if not state.table.must_merge(level):
+        return None
+    slots = state.table.slots(level)
+    oldest = sorted(state.table.active(level), key=lambda slot: (slots[slot].night or 0, slot))[:2]
+    lessons = store.lessons("stored")
+    if not lessons:
+        raise ValueError(
+            f"level {level} of the memory is full, and no lesson is kept for replay that its experts could be merged "
+            "by; begin the life with more slots (memory.levels) or with replay (seeding.replay)"
+        )
+    off_policy = settings.model_copy(update={"on_policy": 0.0, "alpha": 1.0})
+    with consolidation(model, sender=level, receiver=level, slots=oldest, night=night) as sleep:
+        learn(model, tokenizer, lessons, store, off_policy, seed, folder=folder, resume=True)
+        return sleep.commit()
 
 
 def seed_night(
@@ -216,6 +273,7 @@ def seed_night(
         progress: whether to show bars.
     """
     own = 7919 * seed + night
+    make_room(model, tokenizer, store, settings, night, own)
     with consolidation(model, sender=CONTEXT, receiver=1, night=night, journal=journal) as sleep:
         with teacher_view(model):
             gathered = gather(model, tokenizer, contexts, settings, own, progress)

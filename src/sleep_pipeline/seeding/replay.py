@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from sleep_pipeline.seeding.divergences import CachedTeacher, join
+from sleep_pipeline.seeding.lesson_file import pack, unpack
 from sleep_pipeline.seeding.lessons import Lesson
 
 POOLS = ("stored", "open_book")
@@ -72,7 +72,7 @@ class ReplayStore:
         metadata = {}
         for name, pool in self.pools.items():
             metadata[f"{name}.capacity"], metadata[f"{name}.offered"] = str(pool.capacity), str(pool.offered)
-            for key, tensor in _pack(pool.lessons).items():
+            for key, tensor in pack(pool.lessons).items():
                 tensors[f"{name}.{key}"] = tensor
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, path, metadata)
@@ -100,34 +100,10 @@ class ReplayStore:
                     if key.startswith(f"{name}.")
                 }
                 store.pools[name].offered = int(metadata[f"{name}.offered"])
-                store.pools[name].lessons = _unpack(packed)
+                store.pools[name].lessons = unpack(packed)
         return store
 
 
-def _pack(lessons: Sequence[tuple[Lesson, int]]) -> dict[str, torch.Tensor]:
-    """Lessons of different lengths as flat tensors with their lengths beside them."""
-    teachers = [lesson.teacher for lesson, _ in lessons]
-    nothing = CachedTeacher(torch.zeros(0, 1, dtype=torch.int64), torch.zeros(0, 1), torch.zeros(0))
-    joined = join(teachers) if teachers else nothing
-    return {
-        "ids": torch.tensor([token for lesson, _ in lessons for token in lesson.ids], dtype=torch.int32),
-        "lengths": torch.tensor([len(lesson.ids) for lesson, _ in lessons], dtype=torch.int32),
-        "starts": torch.tensor([lesson.start for lesson, _ in lessons], dtype=torch.int32),
-        "nights": torch.tensor([night for _, night in lessons], dtype=torch.int32),
-        "tokens": joined.tokens_NK.to(torch.int32),
-        "log_probs": joined.log_probs_NK.float(),
-        "tails": joined.tail_N.float(),
-    }
-
-
-def _unpack(packed: dict[str, torch.Tensor]) -> list[tuple[Lesson, int]]:
-    lessons = []
-    at = position = 0
-    columns = (packed[key].tolist() for key in ("lengths", "starts", "nights"))
-    ids = packed["ids"].tolist()
-    for length, start, night in zip(*columns, strict=True):
-        rows = slice(position, position + length - start)
-        teacher = CachedTeacher(packed["tokens"][rows].long(), packed["log_probs"][rows], packed["tails"][rows])
-        lessons.append((Lesson(tuple(ids[at : at + length]), start, teacher), night))
-        at, position = at + length, rows.stop
-    return lessons
+def nbytes(store: ReplayStore) -> int:
+    """Bytes of a store's tensors."""
+    return sum(tensor.nbytes for pool in store.pools.values() for tensor in pack(pool.lessons).values())

@@ -27,15 +27,19 @@ class ReplaySettings(_Settings):
         open_book_documents: documents that the model makes up every night to read about; 0 for none.
         open_book_replies: what it says about each.
         document_tokens: where such a document is cut, and dropped.
+        free_texts: texts that the model begins of itself every night, to go on speaking as it does; 0 for none.
+        free_text_tokens: of each.
     """
 
     stored_rows: NonNegativeInt = 64
     stored_capacity: PositiveInt = 2000
     open_book_rows: NonNegativeInt = 8
     open_book_capacity: PositiveInt = 600
-    open_book_documents: NonNegativeInt = 24
+    open_book_documents: NonNegativeInt = 12
     open_book_replies: PositiveInt = 4
     document_tokens: PositiveInt = 160
+    free_texts: NonNegativeInt = 24
+    free_text_tokens: PositiveInt = 64
 
 
 class OptimizerSettings(_Settings):

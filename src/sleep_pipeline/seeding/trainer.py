@@ -63,6 +63,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         seed: decides rows, cuts and continuations.
         output_dir: where checkpoints go.
         progress: whether to show a bar.
+        penalty: added to the loss of every step, such as what holds weights where they were.
         callbacks: of transformers' trainer.
 
     Raises:
@@ -85,6 +86,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         seed: int = 0,
         output_dir: str | Path = "seeding",
         progress: bool = False,
+        penalty: Callable[[], Tensor] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
         if not lessons:
@@ -97,6 +99,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         self.rollouts: list[dict[str, Any]] = []
         self.history: list[dict[str, float]] = []
         # Without continuations to learn from, the trainer's prompts are drawn and left alone.
+        self.penalty = penalty
         self.rewarded = reward is not None
         self.says = bool(settings.prompts) and any(lesson.teacher_prompt for lesson in lessons)
         imitation = settings.imitation
@@ -181,7 +184,8 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Keep what was logged, for whoever asks after training."""
         super().log(logs, start_time)
-        self.history.append({key: value for key, value in logs.items() if isinstance(value, int | float)})
+        numbers = {key: value for key, value in logs.items() if isinstance(value, int | float)}
+        self.history.append({"step": self.state.global_step, **numbers})
 
     def _prompts(self, processes: int) -> Dataset:
         """Everything that is cut in this run, in order: one epoch, so that a resumed run goes on with the same."""
@@ -325,6 +329,8 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             parts.append(on_policy)
         everything = torch.cat(parts)
         loss = settings.alpha * everything.mean() + (1 - settings.alpha) * policy
+        if self.penalty is not None:
+            loss = loss + self.penalty()
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the loss of step {self.state.global_step} is {loss.item()}: lower optimizer.learning_rate, or use "

@@ -71,9 +71,7 @@ class TrackedRun:
             run.set_tags(tags)
             return run
         identity = {"mlflow.user": _user(), "mlflow.source.type": "LOCAL"}
-        created = client.create_run(
-            _experiment_id(client, experiment, config), run_name=name, tags={**identity, **tags}
-        )
+        created = client.create_run(experiment_id(client, experiment, config), run_name=name, tags={**identity, **tags})
         return cls(client, created.info.run_id)
 
     def log_params(self, params: Mapping[str, str]) -> None:
@@ -135,7 +133,12 @@ def _user() -> str:
         return str(os.getuid()) if hasattr(os, "getuid") else "unknown"
 
 
-def _experiment_id(client: "MlflowClient", name: str, config: TrackingConfig) -> str:
+def experiment_id(client: "MlflowClient", name: str, config: TrackingConfig) -> str:
+    """Return the id of the experiment `name`, which is made if there is none.
+
+    Raises:
+        TrackingError: the experiment was deleted.
+    """
     from mlflow.exceptions import MlflowException
 
     def existing() -> Any:

@@ -90,8 +90,8 @@ def evaluate_model(
 
     from sleep_pipeline.evaluation.language import language_fit
     from sleep_pipeline.evaluation.skills import evaluate_skills
+    from sleep_pipeline.hardware import pick_device
     from sleep_pipeline.language_model import load_model
-    from sleep_pipeline.pretraining.trainer import pick_device
 
     model, tokenizer = load_model(pretrained_model)
     model.to(pick_device(pretrain.device))

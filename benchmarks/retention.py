@@ -1,0 +1,301 @@
+"""What is kept after many nights: sleep against what else one would do with the same documents.
+
+    python benchmarks/retention.py --json build/retention.json                      # sleep, 10 nights, 3 seeds
+    python benchmarks/retention.py --methods all --json build/retention.json        # every rival, hours on two cores
+    python benchmarks/retention.py --quick                                          # under a minute: two short nights
+
+Every night brings 8 made-up documents of 4 facts each, in wordings that the model was not pretrained on. After a night
+every earlier night's questions are asked without the documents, in held-out wordings; an answer is right if it is the
+fact's value, letter for letter. Recall is relative to what the base model answers with the documents before it.
+
+Rivals train the same number of steps with the same optimizer on the same number of tokens: `documents_*` on the raw
+texts, `samples_*` on what the model itself says about them (hard labels), `distillation_*` on its distributions;
+`_lora` in one adapter with as many parameters as all of sleep's experts together, `_full` in all weights; `_replay`
+with as much replay as sleep, `_ewc` with elastic weight consolidation. `joint` learns all nights at once, from the
+documents of all nights, and is the bound. Ablations of sleep are named after what they lack or change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sleep_pipeline import load_model
+from sleep_pipeline.baselines.finetuning import FineTuning
+from sleep_pipeline.baselines.protocol import Learner
+from sleep_pipeline.baselines.sleep import Sleep
+from sleep_pipeline.corpora.worlds import WorldGenerator, draw_question, fill
+from sleep_pipeline.environment import apply_defaults
+from sleep_pipeline.evaluation.retention import Retention
+from sleep_pipeline.generation.replies import greedy_replies
+from sleep_pipeline.memory import ContinuumMemoryConfig, LevelConfig
+from sleep_pipeline.hardware import keep_freed_memory
+from sleep_pipeline.seeding.settings import SeedingSettings
+
+DOCUMENTS, FACTS = 8, 4
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about one of a night's documents."""
+
+    document: int
+    text: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Day:
+    """What a night learns from, and is asked."""
+
+    documents: list[str]
+    questions: list[Question]
+
+
+def live(seed: int, number: int | str, documents: int = DOCUMENTS) -> Day:
+    """A day's documents with one question a fact."""
+    world = WorldGenerator(f"retention {seed}/{number}", "test", facts=(FACTS, FACTS), entities=(1, 2))
+    told = [world.document() for _ in range(documents)]
+    rng = random.Random(f"{seed}/{number}")
+    questions = []
+    for index, document in enumerate(told):
+        for fact in document.facts:
+            template, noun = draw_question(rng, fact.relation, "test")
+            questions.append(Question(index, fill(template, fact.subject.name, noun=noun), fact.value))
+    return Day([document.text for document in told], questions)
+
+
+def ask(model: Any, tokenizer: Any, day: Day, open_book: bool) -> list[int]:
+    """1 for every question that is answered with the fact's value."""
+    conversations = [
+        [
+            *([{"role": "system", "content": day.documents[question.document]}] if open_book else []),
+            {"role": "user", "content": question.text},
+        ]
+        for question in day.questions
+    ]
+    replies = greedy_replies(model, tokenizer, conversations, max_new_tokens=24, batch_size=128)
+    return [int(reply.strip() == question.answer) for reply, question in zip(replies, day.questions, strict=True)]
+
+
+def memory(nights: int, router: str = "sigmoid", rank: int = 32) -> ContinuumMemoryConfig:
+    """One level with a slot a night."""
+    return ContinuumMemoryConfig(levels=[LevelConfig(num_slots=nights, rank=rank, router=router)])
+
+
+Maker = Callable[[Any, Any, SeedingSettings, int, int], Learner]
+
+
+def sleeping(change: dict[str, Any] | None = None, **memory_changes: Any) -> Maker:
+    """Sleep with some settings changed."""
+
+    def make(model: Any, tokenizer: Any, settings: SeedingSettings, nights: int, seed: int) -> Learner:
+        changed = SeedingSettings.model_validate(merged(settings.model_dump(by_alias=True), change or {}))
+        return Sleep(model, tokenizer, changed, memory(nights, **memory_changes), seed)
+
+    return make
+
+
+def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the leaves of `change` in place of its own."""
+    return base | {key: merged(base[key], value) if isinstance(value, dict) else value for key, value in change.items()}
+
+
+def tuning(data: Any, lora: bool, replay: bool = False, anchor: float = 0.0, rate: float | None = None) -> Maker:
+    """Fine-tuning in sequence; a LoRA gets the parameters of all experts together."""
+
+    def make(model: Any, tokenizer: Any, settings: SeedingSettings, nights: int, seed: int) -> Learner:
+        rank = None
+        if lora:
+            config = model.config
+            # An expert has two matrices [rank, d] a layer; a LoRA of rank 1 has in + out a linear layer.
+            linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features < 4096]
+            each = sum(m.in_features + m.out_features for m in linear)
+            rank = max(1, nights * 32 * 2 * config.hidden_size * config.num_hidden_layers // each)
+        return FineTuning(model, tokenizer, settings, data, rank, replay, anchor, rate, seed)
+
+    return make
+
+
+METHODS: dict[str, Maker] = {
+    "sleep": sleeping(),
+    "documents_lora": tuning("documents", lora=True),
+    "documents_full": tuning("documents", lora=False, rate=3e-4),
+    "samples_lora": tuning("samples", lora=True),
+    "samples_full": tuning("samples", lora=False, rate=3e-4),
+    "samples_lora_replay": tuning("samples", lora=True, replay=True),
+    "samples_full_replay": tuning("samples", lora=False, replay=True, rate=3e-4),
+    "samples_lora_ewc": tuning("samples", lora=True, anchor=100.0),
+    "distillation_lora": tuning("beliefs", lora=True),
+    "no_expansion": tuning("beliefs", lora=True, replay=True),
+    "no_imitation": sleeping({"alpha": 1.0}),
+    "no_semantic_reward": sleeping({"imitation": {"gamma": 0.0}}),
+    "off_policy_only": sleeping({"lambda": 0.0}),
+    "on_policy_only": sleeping({"lambda": 1.0}),
+    "no_replay": sleeping({"replay": {"stored_rows": 0, "open_book_rows": 0}}),
+    "router_null_softmax": sleeping(router="null_softmax"),
+    "router_threshold": sleeping(router="threshold"),
+}
+RIVALS = [name for name in METHODS if name.startswith(("documents", "samples", "distillation"))]
+
+
+@dataclass(frozen=True)
+class Life:
+    """One method's nights with one seed."""
+
+    retention: Retention
+    reading: list[float]
+    invented: list[float]
+    seconds: list[float]
+    stored: int
+    details: list[dict[str, float]]
+
+
+def run(method: Maker, settings: SeedingSettings, nights: int, seed: int, documents: int, say: bool) -> Life:
+    """Live through all nights, asking everything after each."""
+    torch.manual_seed(seed)
+    model, tokenizer = load_model()
+    model.set_attn_implementation("eager")
+    days = [live(seed, number, documents) for number in range(nights)]
+    probe = live(seed, "never learned", 4 * documents)
+    open_book = [ask(model, tokenizer, day, open_book=True) for day in days]
+    reading = [statistics.mean(ask(model, tokenizer, probe, open_book=True))]
+    invented = [statistics.mean(ask(model, tokenizer, probe, open_book=False))]
+    learner = method(model, tokenizer, settings, nights, seed)
+    retention = Retention()
+    seconds, details = [], []
+    for night, day in enumerate(days):
+        before = ask(learner.model, tokenizer, day, open_book=False)
+        began = time.perf_counter()
+        learner.learn(day.documents, night + 1)
+        seconds.append(time.perf_counter() - began)
+        row = [ask(learner.model, tokenizer, earlier, open_book=False) for earlier in days[: night + 1]]
+        retention = retention.append(night + 1, row, before=before, open_book=open_book[night])
+        reading.append(statistics.mean(ask(learner.model, tokenizer, probe, open_book=True)))
+        invented.append(statistics.mean(ask(learner.model, tokenizer, probe, open_book=False)))
+        if isinstance(learner, Sleep):
+            last = learner.nights[-1]
+            details.append({"lessons": len(last.gathered.lessons), **last.seconds})
+        if say:
+            scores = " ".join(f"{statistics.mean(answers):.2f}" for answers in row)
+            print(
+                f"    night {night + 1}: {scores} | teacher {statistics.mean(open_book[night]):.2f}, reading "
+                f"{reading[0]:.2f} -> {reading[-1]:.2f}, {seconds[-1]:.0f} s {details[-1] if details else ''}",
+                flush=True,
+            )
+    return Life(retention, reading, invented, seconds, learner.stored, details)
+
+
+def figures(name: str, lives: Sequence[Life]) -> dict[str, Any]:
+    """Means over seeds with the range of the seeds' own values, and the intervals over questions of each seed."""
+    measures: dict[str, tuple[list[float], str]] = {
+        "final_accuracy": ([life.retention.accuracy().value for life in lives], "share"),
+        "relative_recall": (
+            [e.value for life in lives if (e := life.retention.relative_recall()) is not None],
+            "share of the base model's answers with the documents",
+        ),
+        "forgetting": ([life.retention.forgetting().value for life in lives], "share, max minus last"),
+        "forgetting_since_learned": (
+            [life.retention.forgetting_since_learned().value for life in lives],
+            "share, first minus last",
+        ),
+        "backward_transfer": ([life.retention.backward_transfer().value for life in lives], "share"),
+        "reading_change": ([life.reading[-1] - life.reading[0] for life in lives], "share, with unseen documents"),
+        "invented": ([life.invented[-1] for life in lives], "share right without ever having seen the document"),
+        "seconds_a_night": ([statistics.mean(life.seconds) for life in lives], "s"),
+        "seconds_last_over_second": (
+            [life.seconds[-1] / life.seconds[min(1, len(life.seconds) - 1)] for life in lives],
+            "ratio",
+        ),
+        "stored_bytes": ([float(life.stored) for life in lives], "bytes"),
+    }
+    return {
+        f"{name}.{measure}": {"value": statistics.mean(values), "unit": unit, "interval": [min(values), max(values)]}
+        for measure, (values, unit) in measures.items()
+        if values
+    }
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two short nights of sleep, one seed, under a minute")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--methods", default="sleep", help=f"all, rivals, or some of {', '.join(METHODS)}")
+    parser.add_argument("--nights", type=int, default=10)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--threads", type=int, default=None, help="of torch; default: its own choice")
+    parser.add_argument("--set", default="{}", help="JSON of seeding settings to change, for trying things out")
+    arguments = parser.parse_args()
+    apply_defaults()
+    keep_freed_memory()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    names = {"all": list(METHODS), "rivals": RIVALS}.get(arguments.methods) or arguments.methods.split(",")
+    if unknown := set(names) - set(METHODS):
+        parser.error(f"unknown methods {', '.join(sorted(unknown))}; choose from {', '.join(METHODS)}")
+    seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    nights, documents = arguments.nights, DOCUMENTS
+    settings = SeedingSettings.model_validate(json.loads(arguments.set))
+    if arguments.quick:
+        nights, seeds, documents = 2, seeds[:1], 2
+        settings = SeedingSettings.model_validate(
+            merged(
+                settings.model_dump(by_alias=True),
+                {"rows": 16, "replay": {"stored_rows": 16, "open_book_documents": 4}, "optimizer": {"steps": 40}},
+            )
+        )
+    found: dict[str, Any] = {}
+    matrices: dict[str, Any] = {}
+    for name in names:
+        lives = []
+        for seed in seeds:
+            print(f"{name}, seed {seed}", flush=True)
+            lives.append(run(METHODS[name], settings, nights, seed, documents, say=True))
+        found |= figures(name, lives)
+        matrices[name] = [
+            {
+                "retention": life.retention.to_json(),
+                "reading": life.reading,
+                "seconds": life.seconds,
+                "details": life.details,
+            }
+            for life in lives
+        ]
+        for key, figure in found.items():
+            if key.startswith(f"{name}."):
+                low, high = figure["interval"]
+                print(f"  {key}: {figure['value']:.3f} [{low:.3f}, {high:.3f}] {figure['unit']}", flush=True)
+        if arguments.json:
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)
+            record = {
+                "figures": found,
+                "protocol": {
+                    "command": "python benchmarks/retention.py",
+                    "nights": nights,
+                    "documents": documents,
+                    "facts": FACTS,
+                    "seeds": seeds,
+                    "interval": "least and greatest of the seeds",
+                    "settings": settings.model_dump(by_alias=True, mode="json"),
+                    "threads": torch.get_num_threads(),
+                    "machine": platform.machine(),
+                    "torch": torch.__version__,
+                },
+                "lives": matrices,
+            }
+            arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

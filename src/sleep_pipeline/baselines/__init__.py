@@ -1,0 +1,1 @@
+"""What sleep is compared with, each method behind one protocol (`protocol.Learner`)."""

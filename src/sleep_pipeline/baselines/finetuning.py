@@ -1,0 +1,185 @@
+"""Training in sequence, with and without what the literature does against forgetting.
+
+All of them go through the seeding trainer, so steps, optimizer and tokens are the same: a lesson whose teacher is
+certain of every token is plain supervised fine-tuning, since the forward divergence from a one-hot distribution is the
+cross-entropy.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+
+from sleep_pipeline.seeding.batches import pad
+from sleep_pipeline.seeding.divergences import CachedTeacher
+from sleep_pipeline.seeding.hidden import answer_head, hidden_states
+from sleep_pipeline.seeding.lessons import Lesson
+from sleep_pipeline.seeding.night import gather, learn
+from sleep_pipeline.seeding.replay import ReplayStore, nbytes
+from sleep_pipeline.seeding.settings import SeedingSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Data = Literal["documents", "samples", "beliefs"]
+IMPOSSIBLE = -1e4
+"""Log-probability of what a certain teacher rules out, finite as in `divergences`."""
+
+
+def certain(lesson: Lesson) -> Lesson:
+    """The same lesson from a teacher that is certain of every token: supervised fine-tuning."""
+    answer = torch.tensor(lesson.ids[lesson.start :])
+    teacher = CachedTeacher(answer[:, None], torch.zeros(len(answer), 1), torch.full((len(answer),), IMPOSSIBLE))
+    return replace(lesson, teacher=teacher, teacher_prompt=())
+
+
+def raw_lesson(tokenizer: PreTrainedTokenizerBase, document: str) -> Lesson:
+    """A document as text to be continued from its first token on, where conversations have their text."""
+    ids = tuple(tokenizer.apply_chat_template([{"role": "system", "content": document}], return_dict=True)["input_ids"])
+    return certain(Lesson(ids, 1, CachedTeacher(torch.zeros(0, 1), torch.zeros(0, 1), torch.zeros(0))))
+
+
+class FineTuning:
+    """Fine-tuning in sequence.
+
+    Args:
+        base: the base model; full fine-tuning changes it.
+        tokenizer: with a chat template.
+        settings: of seeding; `lambda` and the reward are left out.
+        data: `documents`: the raw texts; `samples`: what the model says about them with the text before it; `beliefs`:
+            the same with its distributions, which is self-distillation.
+        rank: of one LoRA adapter over all linear layers, trained on every night; None trains all weights.
+        replay: whether lessons of earlier nights are replayed, as many as sleep replays.
+        anchor: weight of elastic weight consolidation; 0 for none.
+        learning_rate: peak; None takes that of the settings.
+        seed: of everything that is drawn.
+    """
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: SeedingSettings,
+        data: Data,
+        rank: int | None = None,
+        replay: bool = False,
+        anchor: float = 0.0,
+        learning_rate: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        if rank is None:
+            self.model = base.requires_grad_(True)
+        else:
+            config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+            self.model = get_peft_model(base, config)
+        kept = settings.replay.model_copy(update={} if replay else {"stored_rows": 0, "open_book_rows": 0})
+        optimizer = settings.optimizer
+        if learning_rate is not None:
+            optimizer = optimizer.model_copy(update={"learning_rate": learning_rate})
+        self._settings = settings.model_copy(
+            update={"on_policy": 0.0, "alpha": 1.0, "replay": kept, "optimizer": optimizer}
+        )
+        self._store = ReplayStore(kept.stored_capacity, kept.open_book_capacity)
+        self._tokenizer, self._data, self._rank, self._replay, self._seed = tokenizer, data, rank, replay, seed
+        self._anchor = Anchor(self.model, anchor) if anchor else None
+
+    def learn(self, documents: Sequence[str], night: int) -> None:
+        """See `Learner`."""
+        own = 7919 * self._seed + night
+        self.model.eval()
+        open_book: list[Lesson] = []
+        if self._data == "documents":
+            lessons = [raw_lesson(self._tokenizer, document) for document in documents]
+        else:
+            gathered = gather(self.model, self._tokenizer, documents, self._settings, own)
+            lessons, open_book = gathered.lessons, gathered.open_book
+            if self._data == "samples":
+                lessons = [certain(lesson) for lesson in lessons]
+        if not lessons:
+            return
+        settings = self._settings.model_copy(update={"rows": self._rows(lessons)})
+        learn(
+            self.model,
+            self._tokenizer,
+            lessons,
+            self._store,
+            settings,
+            own,
+            open_book,
+            penalty=self._anchor,
+        )
+        if self._replay:
+            self._store.add("stored", lessons, night, self._seed)
+            self._store.add("open_book", open_book, night, self._seed)
+        if self._anchor is not None:
+            self._anchor.remember(lessons, self._tokenizer.pad_token_id, own)
+
+    def _rows(self, lessons: Sequence[Lesson]) -> int:
+        """As many rows as make sleep's tokens a step: documents are longer than questions with answers."""
+        if self._data != "documents":
+            return self._settings.rows
+        mean = sum(len(lesson.ids) for lesson in lessons) / len(lessons)
+        return max(1, round(self._settings.rows * QUESTION_TOKENS / mean))
+
+    @property
+    def stored(self) -> int:
+        """See `Learner`."""
+        own = sum(p.nbytes for p in self.model.parameters() if p.requires_grad)
+        anchor = 2 * own if self._anchor is not None else 0
+        return own + anchor + nbytes(self._store)
+
+
+QUESTION_TOKENS = 20
+"""Tokens of a question with its answer on the embedded model."""
+
+
+class Anchor:
+    """Elastic weight consolidation (Kirkpatrick et al. 2017) in its online form (Schwarz et al. 2018).
+
+    The penalty `weight / 2 * sum F (theta - theta*)^2` holds every weight to its value of the last night, by the
+    diagonal of the Fisher information summed over all nights.
+
+    Args:
+        model: what is trained.
+        weight: of the penalty.
+        samples: lessons that the Fisher information is estimated on, one at a time.
+    """
+
+    def __init__(self, model: PreTrainedModel, weight: float, samples: int = 64) -> None:
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._model, self.weight, self.samples = model, weight, samples
+        self._fisher: list[Tensor] = []
+        self._centre: list[Tensor] = []
+
+    def __call__(self) -> Tensor:
+        """The penalty at the present weights; 0 before the first night is over."""
+        total = self._parameters[0].new_zeros(())
+        for parameter, fisher, centre in zip(self._parameters, self._fisher, self._centre, strict=False):
+            total = total + (fisher * (parameter - centre).square()).sum()
+        return self.weight / 2 * total
+
+    def remember(self, lessons: Sequence[Lesson], pad_token_id: int, seed: int) -> None:
+        """Add a night's Fisher information and move the centre to the present weights."""
+        head = answer_head(self._model)
+        device = self._parameters[0].device
+        chosen = random.Random(seed).sample(list(lessons), min(self.samples, len(lessons)))
+        fisher = [torch.zeros_like(parameter) for parameter in self._parameters]
+        for lesson in chosen:
+            ids, mask = pad([lesson.ids], pad_token_id, device)
+            hidden = hidden_states(self._model, ids, mask)[0, lesson.start - 1 : -1]
+            log_probs = torch.log_softmax(head(hidden).float(), dim=-1)
+            said = log_probs.gather(-1, ids[0, lesson.start :, None]).sum()
+            for total, gradient in zip(
+                fisher, torch.autograd.grad(said, self._parameters, allow_unused=True), strict=True
+            ):
+                if gradient is not None:
+                    total += gradient.square() / len(chosen)
+        before = self._fisher or [torch.zeros_like(total) for total in fisher]
+        self._fisher = [old + new for old, new in zip(before, fisher, strict=True)]
+        self._centre = [parameter.detach().clone() for parameter in self._parameters]

@@ -1,0 +1,215 @@
+"""Commands about the nights so far: where the model comes from, and how to take a night back.
+
+sleep-pipeline lineage                what grew from what, with scores and decisions
+sleep-pipeline lineage --night 3      what night 3 learned, memory by memory
+sleep-pipeline rollback               the previous champion is live again
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from sleep_pipeline.registry import Night, NightRegistry
+
+MODELS = Path("data", "06_models")
+MEMORIES = Path("data", "02_intermediate", "night_{night:03d}", "memories.parquet")
+_SHOWN_SCORES = ("recall_gain", "accuracy", "forgetting", "open_book")
+
+_models = click.option(
+    "--models",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=MODELS,
+    show_default=True,
+    help="Folder with registry.json, relative to the project.",
+)
+
+
+def _open(models: Path) -> tuple[Path, NightRegistry]:
+    from sleep_pipeline.cli import project_root
+    from sleep_pipeline.registry import NightRegistry
+
+    project = project_root()
+    return project, NightRegistry(project / models)
+
+
+def _printable(text: object) -> str:
+    """Return text without what could steer a terminal; names of files are whatever somebody called them."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(text))
+
+
+def _name(number: int) -> str:
+    return f"night {number}" if number else "the base model"
+
+
+def _scores(night: Night) -> str:
+    names = [name for name in _SHOWN_SCORES if name in night.scores] or list(night.scores)[:4]
+    shown = []
+    for name in names:
+        value = night.scores[name]
+        shown.append(f"{name} {'-' if value is None or not math.isfinite(value) else f'{value:.3f}'}")
+    return ", ".join(shown)
+
+
+def _verdict(night: Night) -> str:
+    failed = [check for check in night.decision.get("checks", ()) if not check["passed"]]
+    if night.status == "rejected":
+        return "rejected" + (f": {failed[0]['reason']}" if failed else "")
+    if not night.decision:
+        return "not decided"
+    return "passed the gate" if night.decision.get("promote") else "did not pass the gate"
+
+
+def _describe(night: Night, names: Sequence[str]) -> str:
+    marks = f" [{', '.join(names)}]" if names else ""
+    count = len(night.memories)
+    parts = [
+        f"night {night.number}{marks} from {_name(night.parent)}",
+        _scores(night),
+        f"{count} {'memory' if count == 1 else 'memories'}",
+        _verdict(night),
+    ]
+    return _printable("; ".join(part for part in parts if part))
+
+
+def tree(registry: NightRegistry) -> Iterator[str]:
+    """Yield the lines of the tree of nights: the champion's line runs straight down, branches stand to its right."""
+    from sleep_pipeline.registry import BASE, roots_and_children
+
+    aliases = registry.aliases()
+    children = roots_and_children(registry.nights().values())
+    live = {night.number for night in registry.lineage()}
+
+    def marks(number: int) -> Sequence[str]:
+        return sorted(alias for alias, at in aliases.items() if at == number)
+
+    base = marks(BASE) if "champion" in aliases else ["champion"]
+    yield "base model" + (f" [{', '.join(base)}]" if base else "")
+
+    def below(number: int, indent: str) -> Iterator[str]:
+        while grown := children.get(number):
+            *branches, main = sorted(grown, key=lambda night: (night.number in live, night.number))
+            for branch in branches:
+                yield f"{indent}|  +- {_describe(branch, marks(branch.number))}"
+                yield from below(branch.number, f"{indent}|  ")
+            yield f"{indent}+- {_describe(main, marks(main.number))}"
+            number = main.number
+
+    yield from below(BASE, "")
+
+
+def learned_memories(project: Path, night: Night) -> list[dict[str, Any]]:
+    """Return digest, kind, source and line of every memory that a night learned.
+
+    Source and line are None where the night's `memories.parquet` is gone or does not know the memory.
+    """
+    path = project / str(MEMORIES).format(night=night.number)
+    rows: dict[str, dict[str, Any]] = {}
+    if path.is_file():
+        import pyarrow.parquet as parquet  # type: ignore[import-untyped]
+
+        present = set(parquet.read_schema(path).names)
+        columns = [name for name in ("digest", "kind", "source", "line") if name in present]
+        rows = {row["digest"]: row for row in parquet.read_table(path, columns=columns).to_pylist() if "digest" in row}
+    empty = {"kind": None, "source": None, "line": None}
+    return [{"digest": digest, **empty, **rows.get(digest, {})} for digest in night.memories]
+
+
+def _place(memory: dict[str, Any]) -> str:
+    if memory["source"] is None:
+        return f"{memory['digest']} (its row in memories.parquet is gone)"
+    return f"{memory['source']}:{memory['line']}" + (f" ({memory['kind']})" if memory["kind"] else "")
+
+
+@click.command()
+@click.option("--night", type=click.IntRange(min=1), default=None, help="Show what this night learned.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_models
+def lineage(night: int | None, as_json: bool, models: Path) -> None:
+    """Show which night grew from which, with scores, decisions and what is live.
+
+    With --night, also every memory that this night learned, with its file and line.
+    """
+    from sleep_pipeline.registry import RegistryError
+
+    project, registry = _open(models)
+    try:
+        nights = registry.nights() if night is None else {each.number: each for each in registry.lineage(night)}
+        record: dict[str, Any] = {
+            "aliases": registry.aliases(),
+            "nights": [asdict(each) for each in nights.values()],
+        }
+        memories = [] if night is None else learned_memories(project, nights[night])
+        if night is not None:
+            record["memories"] = memories
+        if as_json:
+            click.echo(json.dumps(record, indent=2))
+            return
+        if not nights:
+            click.echo("No night yet: the base model is live.")
+            return
+        if night is None:
+            for line in tree(registry):
+                click.echo(line)
+            return
+        names = sorted(alias for alias, at in registry.aliases().items() if at == night)
+        click.echo(" -> ".join(["base model", *(f"night {number}" for number in nights)]))
+        click.echo(_describe(nights[night], names))
+        for check in nights[night].decision.get("checks", ()):
+            click.echo(_printable(f"  {'passed' if check['passed'] else 'FAILED'}  {check['reason']}"))
+        click.echo(f"learned {len(memories)} {'memory' if len(memories) == 1 else 'memories'}:")
+        for memory in memories:
+            click.echo(_printable(f"  {_place(memory)}"))
+    except RegistryError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@click.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--env", "-e", envvar="KEDRO_ENV", default=None, help="Configuration environment.")
+@_models
+def rollback(yes: bool, env: str | None, models: Path) -> None:
+    """Swap the champion and the previous champion; again swaps them back.
+
+    What only the old champion knew counts as new and is learned again by the next night.
+    """
+    from sleep_pipeline.night_lock import NightLock, NightLockError
+    from sleep_pipeline.registry import BASE, RegistryError
+
+    project, registry = _open(models)
+    try:
+        aliases = registry.aliases()
+        if "previous_champion" in aliases:
+            before, after = aliases.get("champion", BASE), aliases["previous_champion"]
+            known = {digest for night in registry.lineage(after) for digest in night.memories}
+            lost = len(registry.known_memories() - known)
+            click.echo(
+                f"{_name(before)} -> {_name(after)}; {lost} {'memory' if lost == 1 else 'memories'} will be new."
+            )
+            if not yes:
+                click.confirm("Roll back?", abort=True)
+        with NightLock(registry.folder):
+            if registry.aliases() != aliases:
+                raise click.ClickException("The register changed meanwhile: look at it again, then repeat.")
+            live = registry.rollback()
+    except (RegistryError, NightLockError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{_name(live.number if live else BASE)} is live.")
+    _mirror(project, registry, env)
+
+
+def _mirror(project: Path, registry: NightRegistry, env: str | None) -> None:
+    from sleep_pipeline.cli import tracking_config
+
+    config = tracking_config(project, env)
+    if config.enabled:
+        from sleep_pipeline.tracking.registry import mirror
+
+        mirror(registry, config, env or "base")

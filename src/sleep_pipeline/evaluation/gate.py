@@ -1,0 +1,221 @@
+"""Whether a night may become the new model: one pure function from metrics and limits to a decision with reasons.
+
+A metric that is missing or not a number fails its check. Nothing is promoted by default.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sleep_pipeline.evaluation.retention import Retention
+from sleep_pipeline.evaluation.statistics import Estimate, paired_difference
+
+Metric = Estimate | float | bool | Mapping[str, Any] | None
+
+RECALL_GAIN = "recall_gain"
+FORGETTING = "forgetting"
+OPEN_BOOK_LOSS = "open_book_loss"
+PERPLEXITY_INCREASE = "perplexity_increase"
+VALIDATION = "validation_passed"
+
+
+class GateSettings(BaseModel):
+    """What a night must reach.
+
+    Attributes:
+        min_recall_gain: the lower end of the interval of closed-book recall, after minus before, must lie above it.
+        max_forgetting: forgetting of earlier nights must lie below it.
+        max_open_book_loss: open-book score, before minus after, must lie below it.
+        max_perplexity_increase: perplexity on held-out text may rise by this share and no more.
+        min_questions: a gain over fewer questions counts for nothing. Six that all turn right have a chance of
+            1 in 64 under the null hypothesis; five would not reach the 2.5 % of a one-sided 95 % interval.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min_recall_gain: float = Field(0.0, ge=-1, le=1)
+    max_forgetting: float = Field(0.05, ge=0, le=1)
+    max_open_book_loss: float = Field(0.02, ge=0, le=1)
+    max_perplexity_increase: float = Field(0.02, ge=0)
+    min_questions: int = Field(6, ge=1)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One condition of the gate.
+
+    Attributes:
+        name: of the metric.
+        value: measured; None if missing or not a number.
+        interval: its 95 % interval, where it has one.
+        limit: in words, as in `below 0.05`.
+        passed: whether the condition holds.
+        reason: why it holds or not, for people.
+    """
+
+    name: str
+    value: float | None
+    interval: tuple[float, float] | None
+    limit: str
+    passed: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the gate says of a night: `promote` exactly if every check passed."""
+
+    promote: bool
+    checks: tuple[Check, ...]
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why the night is not promoted; empty if it is."""
+        return tuple(check.reason for check in self.checks if not check.passed)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the decision in JSON's types, lossless under `from_json`."""
+        checks = [
+            {**asdict(check), "interval": None if check.interval is None else list(check.interval)}
+            for check in self.checks
+        ]
+        return {"promote": self.promote, "checks": checks}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Decision:
+        """Return what `to_json` described."""
+        checks = [
+            Check(**{**check, "interval": None if check["interval"] is None else tuple(check["interval"])})
+            for check in record["checks"]
+        ]
+        return cls(record["promote"], tuple(checks))
+
+
+def evidence(
+    retention: Retention,
+    open_book: tuple[list[int], list[int]] | None,
+    perplexity: tuple[float, float] | None,
+    validation_passed: bool | None,
+    seed: int = 0,
+) -> dict[str, Metric]:
+    """Return the metrics that `decide` wants.
+
+    Args:
+        retention: with tonight as its last night.
+        open_book: scores (0 or 1 a question) with the context at hand, before tonight and after it, same questions.
+        perplexity: on held-out text, before tonight and after it.
+        validation_passed: whether the data of the night kept their contract.
+        seed: of the intervals.
+    """
+    increase = None
+    if perplexity is not None and perplexity[0] > 0:
+        increase = perplexity[1] / perplexity[0] - 1
+    return {
+        RECALL_GAIN: retention.gain(),
+        FORGETTING: retention.forgetting(seed) if len(retention) else None,
+        OPEN_BOOK_LOSS: None if open_book is None else paired_difference(open_book[0], open_book[1], seed),
+        PERPLEXITY_INCREASE: increase,
+        VALIDATION: validation_passed,
+    }
+
+
+def decide(metrics: Mapping[str, Metric], thresholds: GateSettings) -> Decision:
+    """Say whether the night is promoted, and why.
+
+    Args:
+        metrics: the five names that `evidence` returns; an `Estimate`, its fields as a mapping (as read from JSON), a
+            plain number, or for `validation_passed` a bool. Other names are ignored.
+        thresholds: the limits.
+    """
+    checks = (
+        _gain(metrics, thresholds),
+        _below(metrics, FORGETTING, thresholds.max_forgetting, "forgetting of earlier nights"),
+        _below(metrics, OPEN_BOOK_LOSS, thresholds.max_open_book_loss, "loss of open-book score"),
+        _at_most(metrics, PERPLEXITY_INCREASE, thresholds.max_perplexity_increase, "rise of held-out perplexity"),
+        _validated(metrics),
+    )
+    return Decision(all(check.passed for check in checks), checks)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    value: float | None
+    interval: tuple[float, float] | None = None
+    samples: int | None = None
+
+
+def _finite(number: Any) -> bool:
+    return isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
+
+
+def _read(metrics: Mapping[str, Metric], name: str) -> _Reading:
+    metric = metrics.get(name)
+    if isinstance(metric, Estimate):
+        metric = asdict(metric)
+    if not isinstance(metric, Mapping):
+        return _Reading(float(metric) if metric is not None and _finite(metric) else None)
+    value, low, high, samples = (metric.get(key) for key in ("value", "low", "high", "samples"))
+    return _Reading(
+        float(value) if value is not None and _finite(value) else None,
+        (float(low), float(high)) if low is not None and high is not None and _finite(low) and _finite(high) else None,
+        samples if isinstance(samples, int) else None,
+    )
+
+
+def _unknown(metrics: Mapping[str, Metric], name: str, limit: str, what: str) -> Check:
+    why = "is not a finite number" if metrics.get(name) is not None else "was not measured"
+    return Check(name, None, None, limit, False, f"The {what} {why}, so it cannot count as passed.")
+
+
+def _gain(metrics: Mapping[str, Metric], thresholds: GateSettings) -> Check:
+    reading, bound = _read(metrics, RECALL_GAIN), thresholds.min_recall_gain
+    limit, what = f"lower end above {bound:g}", "gain in closed-book recall"
+    if reading.value is None:
+        return _unknown(metrics, RECALL_GAIN, limit, what)
+    if reading.interval is None:
+        reason = f"The {what}, {reading.value:+.3f}, has no interval, so it may be chance."
+        return Check(RECALL_GAIN, reading.value, None, limit, False, reason)
+    low, high = reading.interval
+    if reading.samples is None or reading.samples < thresholds.min_questions:
+        asked = "an unknown number of" if reading.samples is None else str(reading.samples)
+        reason = f"The {what} rests on {asked} questions; it takes {thresholds.min_questions} to tell it from chance."
+        return Check(RECALL_GAIN, reading.value, reading.interval, limit, False, reason)
+    passed = low > bound
+    reason = (
+        f"The {what} is {reading.value:+.3f} ({low:+.3f} to {high:+.3f}), "
+        f"{'clearly' if passed else 'not clearly'} above {bound:g}."
+    )
+    return Check(RECALL_GAIN, reading.value, reading.interval, limit, passed, reason)
+
+
+def _below(metrics: Mapping[str, Metric], name: str, bound: float, what: str) -> Check:
+    reading, limit = _read(metrics, name), f"below {bound:g}"
+    if reading.value is None:
+        return _unknown(metrics, name, limit, what)
+    if reading.samples == 0 and reading.value == 0 < bound:
+        return Check(name, 0.0, None, limit, True, f"The {what} is 0: there was nothing to lose yet.")
+    passed = reading.value < bound
+    reason = f"The {what} is {reading.value:.3f}, {'below' if passed else 'not below'} {bound:g}."
+    return Check(name, reading.value, reading.interval, limit, passed, reason)
+
+
+def _at_most(metrics: Mapping[str, Metric], name: str, bound: float, what: str) -> Check:
+    reading, limit = _read(metrics, name), f"at most {bound:.3g}"
+    if reading.value is None:
+        return _unknown(metrics, name, limit, what)
+    passed = reading.value <= bound
+    reason = f"The {what} is {reading.value:+.2%}, {'within' if passed else 'more than'} the {bound:.2%} allowed."
+    return Check(name, reading.value, reading.interval, limit, passed, reason)
+
+
+def _validated(metrics: Mapping[str, Metric]) -> Check:
+    passed = metrics.get(VALIDATION)
+    if not isinstance(passed, bool):
+        return Check(VALIDATION, None, None, "passed", False, "It is not known whether the data passed validation.")
+    reason = f"The data of the night {'passed' if passed else 'failed'} validation."
+    return Check(VALIDATION, float(passed), None, "passed", passed, reason)

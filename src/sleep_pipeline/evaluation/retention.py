@@ -1,0 +1,303 @@
+"""What the nights kept and what they lost: the matrix R of continual learning, and the measures that are read from it.
+
+`R[i][j]` is the share of right closed-book answers to night `j`'s questions after night `i`. It is kept question by
+question, so that every interval can be drawn over the questions: each night's questions are resampled as a whole,
+with all their answers over the nights, which leaves the comparisons paired. Intervals speak of the choice of
+questions alone, not of what another seed would have trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sleep_pipeline.evaluation.statistics import Estimate, paired_difference
+
+if TYPE_CHECKING:
+    import pandas
+
+Answers = tuple[int, ...]
+Floats = NDArray[np.float64]
+
+_RESAMPLES = 2000
+_NOTHING = Estimate(0.0, 0.0, 0.0, 0)
+
+
+@dataclass(frozen=True)
+class _Means:
+    """Mean scores, each with any number of leading axes: `R` is `[..., T, T]`, the others `[..., T]`."""
+
+    R: Floats
+    open_book: Floats
+
+
+def _accuracy(means: _Means) -> Floats:
+    return means.R[..., -1, :].mean(-1)
+
+
+def _accuracy_over_time(means: _Means) -> Floats:
+    nights = means.R.shape[-1]
+    return np.stack([means.R[..., i, : i + 1].mean(-1) for i in range(nights)], -1).mean(-1)
+
+
+def _right_after(means: _Means) -> Floats:
+    return np.diagonal(means.R, axis1=-2, axis2=-1)
+
+
+def _backward_transfer(means: _Means) -> Floats:
+    return (means.R[..., -1, :-1] - _right_after(means)[..., :-1]).mean(-1)
+
+
+def _forgetting(means: _Means) -> Floats:
+    earlier = np.where(np.isnan(means.R[..., :-1, :-1]), -np.inf, means.R[..., :-1, :-1]).max(-2)
+    return (earlier - means.R[..., -1, :-1]).mean(-1)
+
+
+def _forgetting_since_learned(means: _Means) -> Floats:
+    return -_backward_transfer(means)
+
+
+def _lost_last_night(means: _Means) -> Floats:
+    return (means.R[..., -2, :-1] - means.R[..., -1, :-1]).mean(-1)
+
+
+def _relative_recall(means: _Means) -> Floats:
+    known = ~np.isnan(means.open_book)
+    learned = np.where(known, _right_after(means), 0.0).sum(-1)
+    readable = np.where(known, means.open_book, 0.0).sum(-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(readable > 0, learned / readable, np.nan)
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Every answer to every night's questions, night after night.
+
+    Attributes:
+        scores: `scores[i][j]` (`j <= i`) says of each of night `j`'s questions whether it was answered right, 1 or 0,
+            without context after night `i`.
+        before: per night, the same for its own questions just before it; None where that was not asked.
+        open_book: per night, the same for the teacher with the context at hand; None where that was not asked.
+        nights: the numbers of the nights, ascending; 1, 2, 3 ... if left out.
+
+    Raises:
+        ValueError: rows or questions are missing or too many, or a score is neither 0 nor 1.
+    """
+
+    scores: tuple[tuple[Answers, ...], ...] = ()
+    before: tuple[Answers | None, ...] = field(default=())
+    open_book: tuple[Answers | None, ...] = field(default=())
+    nights: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        count = len(self.scores)
+        scores = tuple(tuple(_answers(cell) for cell in row) for row in self.scores)
+        object.__setattr__(self, "scores", scores)
+        for name in ("before", "open_book"):
+            cells = getattr(self, name) or (None,) * count
+            object.__setattr__(self, name, tuple(None if cell is None else _answers(cell) for cell in cells))
+        object.__setattr__(self, "nights", tuple(int(night) for night in self.nights) or tuple(range(1, count + 1)))
+        self._check()
+
+    def _check(self) -> None:
+        count = len(self.scores)
+        if not len(self.nights) == len(self.before) == len(self.open_book) == count:
+            raise ValueError(
+                f"{count} rows of scores go with {len(self.nights)} nights, {len(self.before)} scores before and "
+                f"{len(self.open_book)} open-book scores: give one of each a night"
+            )
+        if any(late <= early for early, late in zip(self.nights, self.nights[1:], strict=False)):
+            raise ValueError(f"nights={list(self.nights)} must ascend")
+        for i, row in enumerate(self.scores):
+            if len(row) != i + 1:
+                raise ValueError(
+                    f"night {self.nights[i]} has scores of {len(row)} nights; it needs {i + 1}, its own last"
+                )
+            for j, cell in enumerate(row):
+                self._check_cell(cell, j, f"after night {self.nights[i]}")
+        for j in range(count):
+            self._check_cell(self.before[j], j, "before it")
+            self._check_cell(self.open_book[j], j, "with the book open")
+
+    def _check_cell(self, cell: Answers | None, j: int, when: str) -> None:
+        if cell is None:
+            return
+        asked = len(self.scores[j][j])
+        if len(cell) != asked or not asked:
+            raise ValueError(f"night {self.nights[j]} has {asked} questions, but {len(cell)} scores {when}")
+        if not set(cell) <= {0, 1}:
+            wrong = next(score for score in cell if score not in (0, 1))
+            raise ValueError(f"night {self.nights[j]} has the score {wrong} {when}: scores are 0 or 1 a question")
+
+    def __len__(self) -> int:
+        """Return the number of nights."""
+        return len(self.scores)
+
+    def append(
+        self,
+        night: int,
+        row: Sequence[Sequence[int]],
+        before: Sequence[int] | None = None,
+        open_book: Sequence[int] | None = None,
+    ) -> Retention:
+        """Return the matrix with one more night.
+
+        Args:
+            night: its number.
+            row: closed-book scores after it, of every earlier night's questions in order and then of its own.
+            before: closed-book scores of its own questions before it.
+            open_book: the teacher's scores of its own questions, with the context.
+
+        Raises:
+            ValueError: the scores do not fit the questions so far.
+        """
+        return Retention(
+            (*self.scores, tuple(_answers(cell) for cell in row)),
+            (*self.before, None if before is None else _answers(before)),
+            (*self.open_book, None if open_book is None else _answers(open_book)),
+            (*self.nights, night),
+        )
+
+    def means(self) -> Floats:
+        """Return R, shares `[T, T]`; NaN above the diagonal, where a night had not been yet."""
+        return self._means().R
+
+    def accuracy(self, seed: int = 0) -> Estimate:
+        """ACC: mean over all nights' questions after the last night (Lopez-Paz and Ranzato 2017)."""
+        return self._estimate(_accuracy, seed, least=1)
+
+    def accuracy_over_time(self, seed: int = 0) -> Estimate:
+        """Mean over the nights of what ACC was after each of them."""
+        return self._estimate(_accuracy_over_time, seed, least=1)
+
+    def backward_transfer(self, seed: int = 0) -> Estimate:
+        """BWT: after the last night minus right after its own, mean over earlier nights (Lopez-Paz and Ranzato 2017).
+
+        Negative where nights were forgotten. Nothing can be before the second night: 0 over 0 questions.
+        """
+        return self._estimate(_backward_transfer, seed, least=2)
+
+    def forgetting(self, seed: int = 0) -> Estimate:
+        """Best score before the last night minus the score after it, mean over earlier nights (Chaudhry et al. 2018).
+
+        The best of several noisy scores is too high on average, the more so in resamples: of two definitions this is
+        the stricter one, and its interval may lie above the value. Before the second night: 0 over 0 questions.
+        """
+        return self._estimate(_forgetting, seed, least=2)
+
+    def forgetting_since_learned(self, seed: int = 0) -> Estimate:
+        """Score right after its own night minus the score after the last, mean over earlier nights: `-BWT`."""
+        return self._estimate(_forgetting_since_learned, seed, least=2)
+
+    def lost_last_night(self, seed: int = 0) -> Estimate:
+        """Score before the last night minus the score after it, mean over earlier nights: what it alone cost."""
+        return self._estimate(_lost_last_night, seed, least=2)
+
+    def relative_recall(self, seed: int = 0) -> Estimate | None:
+        """Closed-book right after a night as a share of the teacher's open-book score, over nights that have both.
+
+        Nights weigh alike in the sums above and below the line. None if no teacher was asked or none knew anything.
+        """
+        asked = [len(self.scores[j][j]) for j, cell in enumerate(self.open_book) if cell is not None and any(cell)]
+        if not asked:
+            return None
+        estimate = self._estimate(_relative_recall, seed, least=1)
+        return Estimate(estimate.value, estimate.low, estimate.high, sum(asked))
+
+    def gain(self) -> Estimate | None:
+        """Closed-book after the last night minus before it, on its own questions; None if not asked before.
+
+        Its interval is that of `paired_difference`, which is meant for few questions.
+        """
+        if not self.scores or (before := self.before[-1]) is None:
+            return None
+        return paired_difference(self.scores[-1][-1], before)
+
+    def summary(self, seed: int = 0) -> dict[str, Estimate | None]:
+        """Return every measure by name; empty without a night."""
+        if not self.scores:
+            return {}
+        return {
+            "accuracy": self.accuracy(seed),
+            "accuracy_over_time": self.accuracy_over_time(seed),
+            "backward_transfer": self.backward_transfer(seed),
+            "forgetting": self.forgetting(seed),
+            "forgetting_since_learned": self.forgetting_since_learned(seed),
+            "lost_last_night": self.lost_last_night(seed),
+            "relative_recall": self.relative_recall(seed),
+            "recall_gain": self.gain(),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the whole in JSON's types, lossless under `from_json`."""
+        return {
+            "nights": list(self.nights),
+            "scores": [[list(cell) for cell in row] for row in self.scores],
+            "before": [None if cell is None else list(cell) for cell in self.before],
+            "open_book": [None if cell is None else list(cell) for cell in self.open_book],
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Retention:
+        """Return what `to_json` described.
+
+        Raises:
+            ValueError: a part is missing or does not fit the others.
+        """
+        missing = {"nights", "scores", "before", "open_book"} - record.keys()
+        if missing:
+            raise ValueError(f"a retention record lacks {', '.join(sorted(missing))}: it holds {sorted(record)}")
+        return cls(record["scores"], record["before"], record["open_book"], record["nights"])
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Return one row an answer: `kind`, `after_night`, `of_night`, `question`, `right`.
+
+        The kinds are `closed_book`, `before` and `open_book`; the last two have no `after_night`.
+        """
+        import pandas
+
+        rows: list[tuple[str, int | None, int, int, int]] = []
+        for i, row in enumerate(self.scores):
+            for j, cell in enumerate(row):
+                rows += [("closed_book", self.nights[i], self.nights[j], q, right) for q, right in enumerate(cell)]
+        for kind, cells in (("before", self.before), ("open_book", self.open_book)):
+            for j, asked in enumerate(cells):
+                rows += [(kind, None, self.nights[j], q, right) for q, right in enumerate(asked or ())]
+        frame = pandas.DataFrame(rows, columns=["kind", "after_night", "of_night", "question", "right"])
+        return frame.astype({"after_night": "Int64", "of_night": "int64", "question": "int64", "right": "int8"})
+
+    def _means(self, rng: np.random.Generator | None = None, resamples: int = 0) -> _Means:
+        """Means over the questions, or over `resamples` draws of them with replacement, `[resamples, ...]`."""
+        nights = len(self.scores)
+        shape = () if rng is None else (resamples,)
+        R = np.full((*shape, nights, nights), np.nan)
+        open_book = np.full((*shape, nights), np.nan)
+        for j in range(nights):
+            asked = len(self.scores[j][j])
+            weights = np.full(asked, 1 / asked)
+            if rng is not None:
+                weights = rng.multinomial(asked, weights, size=resamples) / asked
+            answers = np.array([self.scores[i][j] for i in range(j, nights)], dtype=np.float64)
+            R[..., j:, j] = weights @ answers.T
+            if (teacher := self.open_book[j]) is not None:
+                open_book[..., j] = weights @ np.array(teacher, dtype=np.float64)
+        return _Means(R, open_book)
+
+    def _estimate(self, measure: Callable[[_Means], Floats], seed: int, least: int) -> Estimate:
+        if not self.scores:
+            raise ValueError("no night has been evaluated yet: append one first")
+        if len(self.scores) < least:
+            return _NOTHING
+        value = float(measure(self._means()))
+        draws = measure(self._means(np.random.default_rng(seed), _RESAMPLES))
+        low, high = np.nanquantile(draws, [0.025, 0.975])
+        counted = len(self.scores) - (least - 1)
+        return Estimate(value, float(low), float(high), sum(len(self.scores[j][j]) for j in range(counted)))
+
+
+def _answers(cell: Sequence[int]) -> Answers:
+    return tuple(int(score) if score in (0, 1) else score for score in cell)

@@ -1,0 +1,34 @@
+"""Settings of a night's evaluation."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+
+from sleep_pipeline.evaluation.gate import GateSettings
+
+
+class EvaluationSettings(BaseModel):
+    """What a night is asked afterwards.
+
+    Attributes:
+        max_new_tokens: of an answer.
+        batch_size: questions at a time.
+        teacher_probes: questions of the teacher that are held out and asked at most, a night.
+        reading_questions: questions about made-up documents that no night learns, with the document at hand.
+        texts: files of ordinary text that the model must go on predicting, as patterns below data/01_raw; none takes
+            the text that comes with the package.
+        max_invalid_share: share of the teacher's samples that may fail their checks before a night is not promoted.
+        examples: questions that the report shows of each kind.
+        gate: what a night must reach to be promoted.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_new_tokens: PositiveInt = 32
+    batch_size: PositiveInt = 128
+    teacher_probes: NonNegativeInt = 32
+    reading_questions: PositiveInt = 96
+    texts: tuple[str, ...] = ()
+    max_invalid_share: float = Field(0.05, ge=0, le=1)
+    examples: PositiveInt = 8
+    gate: GateSettings = Field(default_factory=GateSettings)

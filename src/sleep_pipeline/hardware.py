@@ -1,0 +1,43 @@
+"""Devices, precision and memory of the machine that computes."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import platform
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep freed tensors' memory instead of handing it back to the system after every operation.
+
+    Fresh pages cost a CPU training step 10 to 15 percent of its time. Other C libraries are left as they are.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    trim_threshold, top_pad, mmap_max = -1, -2, -4
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    libc.mallopt(top_pad, 256 * 2**20)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the GPU if there is one; any other name is taken as it is."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """bf16 autocast on the device, or nothing for fp32."""
+    import torch
+
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()

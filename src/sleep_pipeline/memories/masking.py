@@ -1,0 +1,246 @@
+"""Masks secrets and what identifies people: `[SECRET]`, `[EMAIL]`, `[PHONE]`, `[CARD]`, `[IBAN]`.
+
+Secrets are found by the detectors of detect-secrets, telephone numbers by phonenumbers, and bank accounts and cards by
+their check digits (python-stdnum); what merely looks like a number stays. Nothing is looked up over a network.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+from sleep_pipeline.memories.records import Content
+from sleep_pipeline.memories.settings import MaskSettings
+
+_EMAIL = re.compile(r"\b[\w.%+'-]{1,64}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}\b")
+_IBAN = re.compile(r"\b[A-Z]{2}\d{2}[A-Z0-9 ]{10,}[A-Z0-9]\b")
+_IBAN_FORM = re.compile(r"[A-Z]{2}\d{2}[A-Z0-9]{11,30}")
+_CARD = re.compile(r"(?<![\w.,-])\d[\d -]{11,}\d(?![\w-])")
+_GROUPS = 12  # as many as the longest IBAN has, and some
+# Leading digits and lengths of the card networks; Luhn's sum alone lets every tenth number through.
+_NETWORKS = re.compile(
+    r"4\d{12}(?:\d{3})?(?:\d{3})?|5[1-5]\d{14}|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)\d{12}|3[47]\d{13}"
+    r"|3(?:0[0-5]|[68]\d)\d{11}|6(?:011|4[4-9]\d|5\d\d)\d{12}|35\d{14}"
+)
+_PRIVATE_KEY = re.compile(
+    r"-----BEGIN [A-Z ]*PRIVATE KEY[A-Z ]*-----.*?(?:-----END [A-Z ]*PRIVATE KEY[A-Z ]*-----|\Z)", re.S
+)
+_KEYWORD = re.compile(r"key|pass|pwd|secret|contrase", re.I)
+# How people write it to each other; detect-secrets knows how programs do.
+_TOLD = re.compile(
+    r"\b(?:password|passwd|passphrase|passcode|pwd|api[ _-]?key|access[ _-]?token|secret[ _-]?key)\b"
+    r"\s*(?:is|was|=|:)\s*[\"'`]?(\S{6,})",
+    re.I,
+)
+_TOKEN = re.compile(r"(?<![\w/+=.-])[A-Za-z0-9_+/-]{24,200}={0,2}(?![\w/+])")
+# Lines, and portions of long ones: some detectors take time that grows with the square of a line's length.
+_PORTION = re.compile(r"(?=[\s\S])[^\n]{0,4000}\S{0,4000}\n?")
+_MASK = re.compile(r"\[[A-Z]+\]")
+_ENTROPY = 4.0
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A masked text.
+
+    Attributes:
+        text: with marks such as `[EMAIL]` in the place of what was found.
+        counts: how many were found, by kind.
+    """
+
+    text: str
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def mask(text: str, settings: MaskSettings) -> Masked:
+    """Mask what the settings name; masking twice changes nothing more."""
+    counts: Counter[str] = Counter()
+
+    if settings.secrets:
+        text = _mask_every(text, "secret", _PRIVATE_KEY, counts)
+        text = "".join(_mask_secrets(part, counts) for part in _PORTION.findall(text))
+    if settings.emails and "@" in text:
+        text = _mask_every(text, "email", _EMAIL, counts)
+    if settings.ibans:
+        text = _mask_groups(text, "iban", _IBAN, _is_iban, counts)
+    if settings.cards:
+        text = _mask_groups(text, "card", _CARD, _is_card, counts)
+    if settings.phones:
+        text = _mask_phones(text, settings.phone_regions, counts)
+    return Masked(text, dict(sorted(counts.items())))
+
+
+def mask_content(content: Content, settings: MaskSettings) -> tuple[Content, dict[str, int]]:
+    """A memory's content with every text in it masked, and how many of what were."""
+    counts: Counter[str] = Counter()
+
+    def masked(text: str | None) -> str | None:
+        if text is None:
+            return None
+        found = mask(text, settings)
+        counts.update(found.counts)
+        return found.text
+
+    messages = tuple({**message, "content": masked(message["content"]) or ""} for message in content.messages)
+    content = replace(
+        content,
+        messages=messages,
+        text=masked(content.text),
+        question=masked(content.question),
+        answer=masked(content.answer),
+        label=masked(content.label),
+    )
+    return content, dict(sorted(counts.items()))
+
+
+def _mask_every(text: str, kind: str, pattern: re.Pattern[str], counts: Counter[str]) -> str:
+    text, count = pattern.subn(f"[{kind.upper()}]", text)
+    if count:
+        counts[kind] += count
+    return text
+
+
+def _mask_groups(
+    text: str, kind: str, pattern: re.Pattern[str], is_one: Callable[[str], bool], counts: Counter[str]
+) -> str:
+    """Mask the groups of digits that together are one number, whatever other groups stand beside them."""
+
+    def put(match: re.Match[str]) -> str:
+        found = match[0]
+        groups = [group.span() for group in re.finditer(r"[A-Z0-9]+", found)]
+        told, done, at = [], 0, 0
+        while at < len(groups):
+            ends = range(min(len(groups), at + _GROUPS), at, -1)
+            end = next((end for end in ends if is_one(found[groups[at][0] : groups[end - 1][1]])), None)
+            if end is not None:
+                counts[kind] += 1
+                told += [found[done : groups[at][0]], f"[{kind.upper()}]"]
+                done = groups[end - 1][1]
+            at = end or at + 1
+        return "".join([*told, found[done:]])
+
+    return pattern.sub(put, text)
+
+
+def _is_iban(found: str) -> bool:
+    from stdnum import iban
+
+    compact = found.replace(" ", "")
+    return bool(_IBAN_FORM.fullmatch(compact)) and bool(iban.is_valid(compact))
+
+
+def _is_card(found: str) -> bool:
+    from stdnum import luhn
+
+    digits = re.sub(r"\D", "", found)
+    return bool(_NETWORKS.fullmatch(digits)) and bool(luhn.is_valid(digits))
+
+
+def _mask_phones(text: str, regions: tuple[str, ...], counts: Counter[str]) -> str:
+    from phonenumbers import Leniency, PhoneNumberMatcher
+
+    if sum(character.isdigit() for character in text) < 7:
+        return text
+    spans: set[tuple[int, int]] = set()
+    for region in (None, *regions):
+        for match in PhoneNumberMatcher(text, region, leniency=Leniency.STRICT_GROUPING):
+            # Seven and more digits in a row, or two groups of them, are as likely a quantity.
+            groups = re.findall(r"\d+", match.raw_string)
+            national = len(groups) > 2 or (match.raw_string.startswith(("0", "(")) and len(groups) > 1)
+            overlaps = any(match.start < end and start < match.end for start, end in spans)
+            if (match.raw_string.startswith(("+", "(+")) or national) and not overlaps:
+                spans.add((match.start, match.end))
+    for start, end in sorted(spans, reverse=True):
+        text = f"{text[:start]}[PHONE]{text[end:]}"
+    counts["phone"] += len(spans)
+    if not spans:
+        del counts["phone"]
+    return text
+
+
+def _mask_secrets(line: str, counts: Counter[str]) -> str:
+    if len(line) < 8:
+        return line
+    # The longest first: what one detector finds may be part of what another does.
+    for secret in sorted(set(_secrets(line)), key=len, reverse=True):
+        # Some detectors find only the beginning, such as two of the three parts of a JWT.
+        line, count = re.subn(rf"{re.escape(secret)}(?:[\w+/=-]|\.(?=\w))*", "[SECRET]", line)
+        counts["secret"] += count
+    if not counts["secret"]:
+        del counts["secret"]
+    return line
+
+
+def _secrets(line: str) -> Iterator[str]:
+    tools = _detectors()
+    for detector in tools["patterns"]:
+        for found in _matches(detector, line):
+            if len(found) >= 6 and not _MASK.search(found):
+                yield found
+    if _KEYWORD.search(line):
+        for arguments in ({}, {"denylist_regex_to_group": tools["settings_file"]}):
+            for found in tools["keyword"].analyze_string(line, **arguments):
+                if _is_password(found):
+                    yield found
+        for match in _TOLD.finditer(line):
+            told = match[1].rstrip("\"'`.,;:!?)")
+            if len(told) >= 6 and _is_password(told):
+                yield told
+    for match in _TOKEN.finditer(line):
+        if _is_random(match[0], tools["entropy"]):
+            yield match[0]
+
+
+def _matches(detector: Any, line: str) -> Iterator[str]:
+    """What a detector finds. Where its pattern has a group for a prefix, `analyze_string` gives that prefix alone."""
+    from detect_secrets.plugins.base import RegexBasedDetector
+
+    if type(detector).analyze_string is not RegexBasedDetector.analyze_string:
+        yield from detector.analyze_string(line)
+        return
+    for pattern in detector.denylist:
+        for match in pattern.finditer(line):
+            longest = max((group for group in match.groups() if group), key=len, default="")
+            yield (longest if len(longest) >= 6 else match[0]).strip(" \t=:\"'")
+
+
+def _is_password(found: str) -> bool:
+    """Whether it is one word with digits or signs among its letters: prose speaks of secrets, too."""
+    if re.search(r"\s", found) or _MASK.search(found) or len(found) < 4:
+        return False
+    return bool(re.search(r"[A-Za-z]", found)) and bool(re.search(r"[\d!@#$%^&*_+=/\\]", found.strip("!*_")))
+
+
+def _is_random(token: str, entropy: Callable[[str], float]) -> bool:
+    """Whether letters and digits follow each other as in a key: often changing, of both cases, of high entropy."""
+    token = max(token.split("/"), key=len)  # a path is no key
+    changes = len(re.findall(r"(?<=\d)(?=[A-Za-z])|(?<=[A-Za-z])(?=\d)", token))
+    mixed = re.search(r"[a-z]", token) and re.search(r"[A-Z]", token)
+    return len(token) >= 20 and bool(mixed) and changes >= 4 and entropy(token) > _ENTROPY
+
+
+@lru_cache(maxsize=1)
+def _detectors() -> dict[str, Any]:
+    """The detectors of detect-secrets; those for addresses of machines and for any quoted text are left out."""
+    from detect_secrets.core.plugins.util import get_mapping_from_secret_type_to_class
+    from detect_secrets.plugins.base import RegexBasedDetector
+    from detect_secrets.plugins.high_entropy_strings import Base64HighEntropyString
+    from detect_secrets.plugins.keyword import CONFIG_DENYLIST_REGEX_TO_GROUP, KeywordDetector
+
+    left_out = {"IPPublicDetector", "PrivateKeyDetector"}
+    classes: list[Any] = list(get_mapping_from_secret_type_to_class().values())
+    patterns = [
+        found()
+        for found in sorted(classes, key=lambda found: found.__name__)
+        if issubclass(found, RegexBasedDetector) and found.__name__ not in left_out
+    ]
+    return {
+        "patterns": patterns,
+        "keyword": KeywordDetector(),
+        "settings_file": CONFIG_DENYLIST_REGEX_TO_GROUP,
+        "entropy": Base64HighEntropyString().calculate_shannon_entropy,
+    }

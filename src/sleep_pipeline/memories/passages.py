@@ -1,0 +1,109 @@
+"""Markdown and plain text as passages, each with the line where it begins."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+from sleep_pipeline.memories.lines import Line
+from sleep_pipeline.memories.records import Content
+from sleep_pipeline.memories.tables import Found
+
+_HEADING = re.compile(r" {0,3}(#{1,6})\s+\S")
+_FENCE = re.compile(r" {0,3}(```|~~~)")
+_RULE = re.compile(r"\s*([-*_=])(?:\s*\1){2,}\s*$")
+
+
+class _Passage:
+    """Lines on their way to a passage."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.start = 0
+        self.size = 0
+        self.empty_lines = 0
+        self.problem: Line | None = None
+
+    def add(self, line: Line) -> None:
+        if not self.start and (line.text.strip() or line.problem):
+            self.start = line.number
+        if self.start:
+            self.lines.append(line.text)
+            self.size += len(line.text) + 1
+        self.empty_lines = 0 if line.text.strip() else self.empty_lines + 1
+        if line.problem is not None and self.problem is None:
+            self.problem = line
+
+    def found(self, above: tuple[str, ...]) -> Iterator[Found]:
+        """The passage below the headings that stand above it; nothing if it says nothing."""
+        if self.problem is not None:
+            yield Found(self.problem.number, reason=self.problem.problem or "", excerpt=self.problem.text)
+        elif text := "\n".join(self.lines).strip("\n").rstrip():
+            yield Found(self.start, Content("text", text="\n".join([*above, text])))
+
+
+def read_passages(
+    lines: Iterable[Line],
+    markdown: bool,
+    cut: Literal["section", "paragraph", "file"],
+    max_bytes: int,
+    headings: bool = True,
+) -> Iterator[Found]:
+    """The passages of a text.
+
+    Args:
+        lines: of the file.
+        markdown: whether headings cut, each passage keeping the headings above it; else rules and pairs of empty lines.
+        cut: see `CollectSettings.text_passages`.
+        max_bytes: a longer passage is cut at a line's end.
+        headings: whether passages begin with the headings above them; a whole file keeps its own anyway.
+    """
+    above: dict[int, str] = {}
+    own = 0
+    passage = _Passage()
+    fence = ""
+
+    def flush() -> Iterator[Found]:
+        # A heading alone is no passage: it stands above those that follow.
+        bodiless = own and not passage.problem and not any(text.strip() for text in passage.lines[1:])
+        if bodiless:
+            return
+        if own and not headings:
+            passage.lines[0] = ""
+        yield from passage.found(tuple(text for level, text in sorted(above.items()) if headings and level != own))
+
+    for line in lines:
+        mark = _FENCE.match(line.text) if markdown else None
+        inside = bool(fence)
+        if mark is not None and (not fence or mark.group(1) == fence):
+            fence = "" if fence else mark.group(1)
+        heading = None if inside or not markdown else _HEADING.match(line.text)
+        if heading is not None and cut != "file":
+            yield from flush()
+            own = len(heading.group(1))
+            above = {level: text for level, text in above.items() if level < own}
+            if line.problem is None:
+                above[own] = line.text
+            passage = _Passage()
+        elif not inside and _ends(line, passage, markdown, cut):
+            yield from flush()
+            passage, own = _Passage(), 0
+            if not markdown and cut == "section" and _RULE.match(line.text):
+                continue
+        elif passage.lines and passage.size + len(line.text) > max_bytes:
+            yield from flush()
+            passage, own = _Passage(), 0
+        passage.add(line)
+    yield from flush()
+
+
+def _ends(line: Line, passage: _Passage, markdown: bool, cut: str) -> bool:
+    if not passage.lines or cut == "file":
+        return False
+    if cut == "paragraph":
+        says = any(text.strip() and not _HEADING.match(text) for text in passage.lines)
+        return says and passage.empty_lines >= 1 and bool(line.text.strip())
+    if markdown:
+        return False
+    return bool(_RULE.match(line.text)) or (passage.empty_lines >= 2 and bool(line.text.strip()))

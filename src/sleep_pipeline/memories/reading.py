@@ -1,0 +1,210 @@
+"""Reads a folder of memories: every good row, and for every bad one its file, its line, and what to do about it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from sleep_pipeline.memories.files import FileToRead, walk
+from sleep_pipeline.memories.injection import injection_flags
+from sleep_pipeline.memories.lines import looks_binary, read_lines
+from sleep_pipeline.memories.masking import mask, mask_content
+from sleep_pipeline.memories.passages import read_passages
+from sleep_pipeline.memories.records import Duplicate, Memory, Rejected, duplicate
+from sleep_pipeline.memories.rows import utc
+from sleep_pipeline.memories.settings import CollectSettings, MaskSettings
+from sleep_pipeline.memories.tables import Found, read_csv, read_jsonl, read_parquet
+
+_HEAD = 8192
+_LATEST = 10**11 - 1  # seconds that `utc` does not take for milliseconds; a file system can claim any
+
+
+@dataclass(frozen=True)
+class ReadFile:
+    """A file that was read, for lineage.
+
+    Attributes:
+        source: as in `Memory`.
+        digest: SHA-256 of its bytes.
+        size: in bytes.
+        memories: how many it gave.
+        rejected: how many of its rows were rejected.
+    """
+
+    source: str
+    digest: str
+    size: int
+    memories: int
+    rejected: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a folder holds.
+
+    Attributes:
+        memories: by file and line, each digest once.
+        rejected: what could not be read.
+        duplicates: what was there twice, word for word.
+        files: what was read.
+    """
+
+    memories: tuple[Memory, ...]
+    rejected: tuple[Rejected, ...]
+    duplicates: tuple[Duplicate, ...]
+    files: tuple[ReadFile, ...]
+
+    def digest(self) -> str:
+        """SHA-256 over the files that were read, by name and content."""
+        told = "\n".join(f"{file.digest}  {file.source}" for file in self.files)
+        return hashlib.sha256(told.encode()).hexdigest()
+
+
+def read_folder(folder: Path, settings: CollectSettings) -> Reading:
+    """Read all memories below a folder.
+
+    Args:
+        folder: of files as people have them; see the module `files` for the kinds.
+        settings: limits, masks, and what to do with text that reads like an attack.
+
+    Raises:
+        NotADirectoryError: there is no such folder. Nothing that is in the folder raises.
+    """
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder}: no such folder; make it and put memories into it")
+    memories: dict[str, Memory] = {}
+    rejected: list[Rejected] = []
+    duplicates: list[Duplicate] = []
+    files: list[ReadFile] = []
+    for item in walk(folder, settings.max_depth, settings.outside_links):
+        if isinstance(item, Rejected):
+            rejected.append(item)
+            continue
+        found, refused, file = _read_file(item, settings)
+        rejected.extend(refused)
+        if file is not None:
+            files.append(file)
+        for memory in found:
+            first = memories.setdefault(memory.digest, memory)
+            if first is not memory:
+                duplicates.append(duplicate(memory, first, 1.0))
+    return Reading(tuple(memories.values()), tuple(rejected), tuple(duplicates), tuple(files))
+
+
+def new_memories(reading: Reading, known: Collection[str]) -> list[Memory]:
+    """The memories whose digest is not among those of earlier nights."""
+    return [memory for memory in reading.memories if memory.digest not in known]
+
+
+def _read_file(file: FileToRead, settings: CollectSettings) -> tuple[list[Memory], list[Rejected], ReadFile | None]:
+    """Read a file until it stands still; one that does not is left for the next night."""
+    for _ in range(settings.rereads + 1):
+        try:
+            with file.path.open("rb") as stream:
+                before = _state(os.fstat(stream.fileno()))
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                stream.seek(0)
+                memories, rejected = _read_stream(stream, file, before[1], settings)
+            after = _state(file.path.stat())
+        except OSError as error:
+            told = error.strerror or type(error).__name__
+            reason = f"the file cannot be read ({told}); correct its permissions or move it away"
+            return [], [Rejected(file.source, 0, reason)], None
+        if before == after:
+            return memories, rejected, ReadFile(file.source, digest, before[0], len(memories), len(rejected))
+    reason = "the file changed while it was read; it is left for the next night, when nothing should write to it"
+    return [], [Rejected(file.source, 0, reason)], None
+
+
+def _state(stat: os.stat_result) -> tuple[int, int, int]:
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+def _read_stream(
+    stream: BinaryIO, file: FileToRead, changed_ns: int, settings: CollectSettings
+) -> tuple[list[Memory], list[Rejected]]:
+    memories: list[Memory] = []
+    rejected: list[Rejected] = []
+    nothing = True
+    for found in _found(stream, file, settings):
+        nothing = False
+        if found.content is None:
+            rejected.append(_rejected(file.source, found, settings))
+            continue
+        result = _memory(file.source, found, changed_ns, settings)
+        if isinstance(result, Memory):
+            memories.append(result)
+        else:
+            rejected.append(result)
+    if nothing:
+        rejected.append(Rejected(file.source, 0, "the file holds no memory; delete it or fill it in"))
+    return memories, rejected
+
+
+def _found(stream: BinaryIO, file: FileToRead, settings: CollectSettings) -> Iterator[Found]:
+    limit = settings.max_line_bytes
+    head = stream.read(_HEAD)
+    stream.seek(0)
+    if not head:
+        yield Found(0, reason="the file is empty; delete it or fill it in")
+    elif file.reader == "parquet":
+        yield from read_parquet(stream, limit)
+    elif looks_binary(head):
+        yield Found(0, reason="the file is binary and no text; save it as text in UTF-8, or move it away")
+    else:
+        lines = read_lines(stream, limit)
+        if file.reader == "jsonl":
+            yield from read_jsonl(lines)
+        elif file.reader == "csv":
+            yield from read_csv(lines, limit)
+        else:
+            markdown = file.reader == "markdown"
+            yield from read_passages(lines, markdown, settings.text_passages, limit, settings.keep_headings)
+
+
+def _memory(source: str, found: Found, changed_ns: int, settings: CollectSettings) -> Memory | Rejected:
+    assert found.content is not None
+    content, masked = mask_content(found.content, settings.mask)
+    digest = content.digest()
+    memory = Memory(
+        id=digest[:16],
+        kind=content.kind,
+        text=content.text,
+        messages=content.messages,
+        question=content.question,
+        answer=content.answer,
+        label=content.label,
+        source=source,
+        line=found.line,
+        time=content.time or utc(min(max(0, changed_ns // 10**9), _LATEST)),
+        digest=digest,
+        flags=content.flags,
+        masked=masked,
+    )
+    flags = injection_flags(memory.rendered()) if settings.injection != "ignore" else ()
+    if flags and settings.injection == "quarantine":
+        reason = f"the text reads like an attack on the model ({', '.join(flags)}); look at it, or set injection: flag"
+        return _rejected(source, Found(found.line, reason=reason, excerpt=memory.rendered()), settings)
+    return replace(memory, flags=(*memory.flags, *flags))
+
+
+def _rejected(source: str, found: Found, settings: CollectSettings) -> Rejected:
+    # Quarantine is read by people: whatever the switches, it shows no secrets.
+    everything = MaskSettings(phone_regions=settings.mask.phone_regions)
+    shown = mask(found.excerpt[:2000], everything).text
+    shown = " ".join("".join(letter if letter.isprintable() else " " for letter in shown).split())
+    if len(shown) > settings.excerpt:
+        shown = shown[: settings.excerpt - 1] + "…"
+    return Rejected(source, found.line, mask(found.reason, everything).text, shown)
+
+
+def rejected_duplicates(duplicates: Sequence[Duplicate]) -> list[Rejected]:
+    """Duplicates as entries of the quarantine."""
+    return [
+        Rejected(item.source, item.line, f"says again what {item.of_source}:{item.of_line} says; delete one of the two")
+        for item in duplicates
+    ]

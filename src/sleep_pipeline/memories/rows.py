@@ -1,0 +1,195 @@
+"""One row of a file, as JSON or a table gives it, as the content of a memory, or the reason why it is none."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from sleep_pipeline.memories.records import Content, Message
+
+_FORMS: dict[str, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "conversations": ("conversations",),
+    "qa": ("question", "answer"),
+    "text": ("text", "label"),
+}
+COLUMNS: tuple[str, ...] = tuple(name for names in _FORMS.values() for name in names)
+TIMES = ("time", "timestamp")
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+_SHAREGPT = {
+    **{name: "user" for name in ("human", "user")},
+    **{name: "assistant" for name in ("gpt", "chatgpt", "assistant", "model", "bot")},
+    **{name: name for name in ("system", "tool")},
+}
+_SHOWN = 24
+_MILLISECONDS = 1e11  # epoch seconds reach this number in the year 5138
+
+
+class BadRow(ValueError):
+    """A row is no memory; the message says why and what to do."""
+
+
+def read_row(row: Any) -> Content:
+    """The content of a row.
+
+    Args:
+        row: a JSON value or a table's row; empty fields (None) count as missing.
+
+    Raises:
+        BadRow: it is no object, says nothing, says two things at once, or a field has the wrong type.
+    """
+    if not isinstance(row, Mapping):
+        raise BadRow(f"the line holds {_type(row)} instead of an object; write one {{...}} a line")
+    given = {name: row[name] for name in COLUMNS if row.get(name) is not None}
+    forms = [form for form, names in _FORMS.items() if any(name in given for name in names)]
+    # An empty field beside a full form is what tables of several kinds look like.
+    if len(forms) > 1:
+        given = {name: value for name, value in given.items() if value != "" and value != []}
+        forms = [form for form, names in _FORMS.items() if any(name in given for name in names)] or forms[:1]
+    if not forms:
+        raise BadRow(_nothing(row))
+    if len(forms) > 1:
+        named = " and ".join(f'"{next(name for name in _FORMS[form] if name in given)}"' for form in forms)
+        raise BadRow(f"the row holds {named}, which belong to different kinds of memory; make two rows of it")
+    time, flags = _time(row)
+    if forms[0] == "messages":
+        return Content("chat", messages=_messages(row["messages"], "messages"), time=time, flags=flags)
+    if forms[0] == "conversations":
+        return Content("chat", messages=_messages(row["conversations"], "conversations"), time=time, flags=flags)
+    if forms[0] == "qa":
+        question, answer = _text(row, "question"), _text(row, "answer")
+        return Content("qa", question=question, answer=answer, time=time, flags=flags)
+    if "label" in given:
+        # Classes are often numbered.
+        label = given["label"]
+        label = str(label) if isinstance(label, int) and not isinstance(label, bool) else _text(row, "label")
+        return Content("label", text=_text(row, "text"), label=label, time=time, flags=flags)
+    return Content("text", text=_text(row, "text"), time=time, flags=flags)
+
+
+def _nothing(row: Mapping[Any, Any]) -> str:
+    empty = [name for name in COLUMNS if name in row]
+    if empty:
+        return f'"{empty[0]}" is empty; delete the line or fill it in'
+    names = ", ".join(f'"{str(name)[:_SHOWN]}"' for name in list(row)[:5]) or "nothing"
+    return (
+        'the row has none of "text", "messages", "conversations", "question" with "answer"; '
+        f"it has {names}; rename the columns"
+    )
+
+
+def _text(row: Mapping[Any, Any], name: str) -> str:
+    value = row.get(name)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        state = "is empty" if name in row else "is missing"
+        raise BadRow(f'"{name}" {state}; delete the line or fill it in')
+    if not isinstance(value, str):
+        raise BadRow(f'"{name}" is {_type(value)} instead of text; put it in quotes')
+    _check_unicode(value, name)
+    return value
+
+
+def _check_unicode(value: str, name: str) -> None:
+    # JSON can spell half a character, which no file can hold.
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise BadRow(f'"{name}" holds half of a character (a lone surrogate); write the row anew')
+    if "\0" in value:
+        raise BadRow(f'"{name}" holds NUL characters; remove them')
+
+
+def _messages(value: Any, name: str) -> tuple[Message, ...]:
+    """Messages in the form of OpenAI (`role`, `content`) or ShareGPT (`from`, `value`)."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise BadRow(f'"{name}" is text that is no JSON; write a list of messages') from error
+    if not isinstance(value, list):
+        raise BadRow(f'"{name}" is {_type(value)} instead of a list of messages')
+    if not value:
+        raise BadRow(f'"{name}" is empty; delete the line or fill it in')
+    messages = tuple(_message(item, name, number) for number, item in enumerate(value, start=1))
+    for role in ("user", "assistant"):
+        if not any(message["role"] == role for message in messages):
+            raise BadRow(f"the conversation has no turn of the {role}; delete the line or complete it")
+    return messages
+
+
+def _message(item: Any, name: str, number: int) -> Message:
+    where = f'message {number} of "{name}"'
+    if not isinstance(item, Mapping):
+        raise BadRow(f"{where} is {_type(item)} instead of an object")
+    role_key, content_key = ("role", "content") if item.get("role") is not None else ("from", "value")
+    roles = _ROLES if role_key == "role" else _SHAREGPT
+    role, content = item.get(role_key), item.get(content_key)
+    if role is None:
+        raise BadRow(f'{where} has no "role" (or "from"); say who speaks')
+    if not isinstance(role, str) or role.lower() not in roles:
+        raise BadRow(f"{where} has the unknown role {str(role)[:_SHOWN]!r}; use one of {', '.join(roles)}")
+    if isinstance(content, list):
+        content = _parts(content, where)
+    if content is None or (isinstance(content, str) and not content.strip()):
+        raise BadRow(f'{where} has an empty "{content_key}"; delete the line or fill it in')
+    if not isinstance(content, str):
+        raise BadRow(f'{where} has {_type(content)} as "{content_key}" instead of text')
+    _check_unicode(content, name)
+    return {"role": roles[role.lower()], "content": content}
+
+
+def _parts(parts: list[Any], where: str) -> str:
+    """The text of a message whose content is a list of parts."""
+    texts = []
+    for part in parts:
+        text = part.get("text") if isinstance(part, Mapping) else None
+        if not isinstance(text, str):
+            raise BadRow(f"{where} holds a part that is no text; only text can be remembered, take the part out")
+        texts.append(text)
+    return "\n".join(texts)
+
+
+def _time(row: Mapping[Any, Any]) -> tuple[str | None, tuple[str, ...]]:
+    """The row's own time, or the flag that it cannot be read; a bad time is no reason to lose the memory."""
+    value = next((row[name] for name in TIMES if row.get(name) not in (None, "")), None)
+    if value is None:
+        return None, ()
+    try:
+        return utc(value), ()
+    except (ValueError, OverflowError, OSError, TypeError):
+        return None, ("unread_time",)
+
+
+def utc(value: str | float | datetime.datetime) -> str:
+    """A moment as ISO 8601 in UTC, to the second: text in ISO 8601 (without zone: UTC), or seconds since 1970.
+
+    Raises:
+        ValueError, OverflowError, OSError, TypeError: it is no moment.
+    """
+    if isinstance(value, bool):
+        raise TypeError(f"{value} is no moment")
+    if isinstance(value, str):
+        value = datetime.datetime.fromisoformat(value.strip())
+    elif isinstance(value, int | float):
+        if not math.isfinite(value):
+            raise ValueError(f"{value} is no moment")
+        seconds = value / 1000 if abs(value) >= _MILLISECONDS else value
+        value = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    if not isinstance(value, datetime.datetime):
+        raise TypeError(f"{value} is no moment")
+    if value.tzinfo is None:
+        value = value.replace(tzinfo=datetime.UTC)
+    return value.astimezone(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _type(value: Any) -> str:
+    names = {
+        str: "text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        list: "an array",
+        dict: "an object",
+    }
+    return "null" if value is None else names.get(type(value), f"of type {type(value).__name__}")

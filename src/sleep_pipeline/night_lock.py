@@ -1,0 +1,188 @@
+"""One night at a time: a lock file that names its owner and outlives no process.
+
+Whether the owner lives is decided by its process, never by the clock: on Linux a process is known by its number, the
+ticks after boot at which it started and the boot itself, none of which move when the clock does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from sleep_pipeline.registry import write_atomically
+
+LOCK = "night.lock"
+GUARD = "night.lock.guard"
+
+
+class NightLockError(RuntimeError):
+    """Another night holds the lock."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a lock.
+
+    Attributes:
+        pid: its process.
+        host: its machine.
+        process: tells the process from later ones of the same number; empty if the system does not say.
+        started: when it took the lock, ISO 8601 with the time zone.
+        token: of this very lock.
+    """
+
+    pid: int
+    host: str
+    process: str
+    started: str
+    token: str
+
+    def age(self, now: datetime) -> timedelta | None:
+        """Return how long it has held the lock; None if the start is unreadable or in the future."""
+        try:
+            held = now - datetime.fromisoformat(self.started)
+        except (ValueError, TypeError):
+            return None
+        return held if held >= timedelta(0) else None
+
+    def describe(self, now: datetime) -> str:
+        """Return process, host and age, for people."""
+        age = self.age(now)
+        since = f"for {_duration(age)}" if age is not None else f"since {self.started}, which is no time in the past"
+        return f"process {self.pid} on {self.host}, {since}"
+
+
+def process_identity(pid: int) -> str | None:
+    """Return what tells a running process from others that had or will have its number.
+
+    None if it does not run; empty if it runs and the system says no more of it.
+    """
+    import psutil
+
+    if not psutil.pid_exists(pid):
+        return None
+    try:
+        if not psutil.LINUX:
+            return str(psutil.Process(pid).create_time())
+        # The command in parentheses may hold spaces and parentheses of its own.
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        state, *numbers = stat.rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except (OSError, psutil.Error):
+        return ""
+    return None if state in "ZX" else f"{boot}/{numbers[18]}"
+
+
+class NightLock:
+    """Holds `night.lock` in a folder while a block runs.
+
+        with NightLock(models_folder):
+            ...
+
+    A lock whose process on this machine has ended is taken over. One of another machine cannot be judged from here
+    and is always respected.
+
+    Args:
+        folder: made if it does not exist.
+
+    Raises:
+        NightLockError: on entering, when a night is under way; it names the owner and how long it has been at it.
+    """
+
+    def __init__(self, folder: Path | str):
+        self.path = Path(folder) / LOCK
+        self._owner: Owner | None = None
+
+    def __enter__(self) -> NightLock:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def acquire(self) -> None:
+        """Take the lock, or raise `NightLockError` at once."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        pid, now = os.getpid(), datetime.now(UTC)
+        owner = Owner(pid, socket.gethostname(), process_identity(pid) or "", now.isoformat(), uuid.uuid4().hex)
+        with _one_at_a_time(self.path.with_name(GUARD)):
+            if self.path.exists():
+                self._refuse_unless_dead(now)
+            write_atomically(self.path, json.dumps(asdict(owner), indent=2) + "\n")
+        self._owner = owner
+
+    def release(self) -> None:
+        """Give the lock back; a lock that another owner has taken meanwhile is left alone."""
+        held, self._owner = self._owner, None
+        if held is not None and _read(self.path) == held:
+            self.path.unlink(missing_ok=True)
+
+    def _refuse_unless_dead(self, now: datetime) -> None:
+        owner = _read(self.path)
+        if owner is None:
+            raise NightLockError(
+                f"{self.path} does not say who holds it: make sure that no night is running, and delete the file"
+            )
+        if owner.host != socket.gethostname():
+            remedy = f"wait for it; if {owner.host} runs no night any more, delete {self.path}"
+        elif _lives(owner):
+            remedy = "wait for it, or end it"
+        else:
+            return
+        raise NightLockError(f"A night is under way: {owner.describe(now)}; {remedy}.")
+
+
+def _lives(owner: Owner) -> bool:
+    running = process_identity(owner.pid)
+    if running is None:
+        return False
+    return not (running and owner.process) or running == owner.process
+
+
+@contextmanager
+def _one_at_a_time(guard: Path) -> Iterator[None]:
+    """Keep two processes from looking at the lock and taking it at the same moment; the kernel frees this one."""
+    import fcntl
+
+    with guard.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def current_owner(folder: Path | str) -> Owner | None:
+    """Return who holds the lock of a folder, dead or alive; None if nobody does."""
+    return _read(Path(folder) / LOCK)
+
+
+def _read(path: Path) -> Owner | None:
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return Owner(
+            int(record["pid"]),
+            str(record["host"]),
+            str(record["process"]),
+            str(record["started"]),
+            str(record["token"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _duration(age: timedelta) -> str:
+    minutes, seconds = divmod(int(age.total_seconds()), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (seconds, "s")]
+    shown = [f"{number} {unit}" for number, unit in parts if number]
+    return " ".join(shown[:2]) or "0 s"

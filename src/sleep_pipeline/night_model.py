@@ -1,0 +1,159 @@
+"""The model of a night: a base model, its memory, and what is kept for replay."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+
+from sleep_pipeline.hardware import keep_freed_memory, pick_device
+from sleep_pipeline.language_model import load_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from sleep_pipeline.memory import ContinuumMemoryConfig
+    from sleep_pipeline.seeding.replay import ReplayStore
+    from sleep_pipeline.seeding.settings import ReplaySettings
+
+REPLAY = "replay.safetensors"
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MachineSettings(_Settings):
+    """Where and how a night computes.
+
+    Attributes:
+        device: `auto` is the GPU if there is one; or cpu, cuda, cuda:1, mps.
+        dtype: of the base model's weights, as transformers takes it; `auto` as they were saved.
+        threads: CPU threads; None is torch's own choice, 1 makes nights repeatable to the last bit.
+        attention: implementation of attention; `auto` takes the fastest for short texts on a CPU, else transformers'
+            own choice.
+        trust_remote_code: run Python code that the model's repository brings; off unless you have read that code.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: PositiveInt | None = None
+    attention: str = "auto"
+    trust_remote_code: bool = False
+
+
+class LevelSettings(_Settings):
+    """One level of the memory; see `memory.LevelConfig`."""
+
+    period: PositiveInt | None = None
+    num_slots: int = Field(32, ge=2)
+    rank: PositiveInt = 32
+    top_k: PositiveInt | None = None
+    router: Literal["sigmoid", "null_softmax", "threshold"] = "sigmoid"
+    router_bias: float = -2.0
+    router_gain: PositiveFloat = 4.0
+    base_width: PositiveInt = 64
+
+
+class MemorySettings(_Settings):
+    """The memory of a life; it cannot be changed after its first night."""
+
+    levels: tuple[LevelSettings, ...] = (LevelSettings(),)
+    activation: Literal["silu", "relu", "identity"] = "silu"
+
+    def config(self) -> ContinuumMemoryConfig:
+        """As PEFT takes it."""
+        from sleep_pipeline.memory import ContinuumMemoryConfig, LevelConfig
+
+        return ContinuumMemoryConfig(
+            levels=[LevelConfig(**level.model_dump()) for level in self.levels], activation=self.activation
+        )
+
+
+@dataclass
+class NightModel:
+    """A model with its memory.
+
+    Attributes:
+        model: the base model with the memory attached.
+        tokenizer: of the base model.
+        store: for replay.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    store: ReplayStore
+
+
+@dataclass(frozen=True)
+class StorePart:
+    """The replay store as a part of a checkpoint folder."""
+
+    store: ReplayStore
+
+    def save_pretrained(self, save_directory: str) -> None:
+        """Write the store into the folder."""
+        self.store.save(Path(save_directory) / REPLAY)
+
+
+def open_model(
+    name: str, machine: MachineSettings, memory: MemorySettings, replay: ReplaySettings, checkpoint: Path | None
+) -> NightModel:
+    """Load a base model with the memory of a checkpoint, or with a fresh one.
+
+    Args:
+        name: "embedded", a folder, or a name on the hub.
+        machine: where to compute.
+        memory: of a fresh life.
+        replay: sizes of a fresh store.
+        checkpoint: folder of a night; None for the model before its first.
+
+    Raises:
+        ModelLoadError: the base model cannot be had.
+        ValueError: the checkpoint has a memory with other levels, or belongs to another base model.
+    """
+    import torch
+    from peft import PeftModel, get_peft_model
+
+    from sleep_pipeline.memory import state_of
+    from sleep_pipeline.seeding.replay import ReplayStore
+
+    if machine.threads is not None:
+        torch.set_num_threads(machine.threads)
+    device = pick_device(machine.device)
+    base, tokenizer = load_model(name, dtype=machine.dtype, trust_remote_code=machine.trust_remote_code)
+    attention = machine.attention
+    if device.type == "cpu":
+        keep_freed_memory()
+        attention = "eager" if attention == "auto" else attention
+    if attention != "auto":
+        base.set_attn_implementation(attention)
+    base.to(device)
+    model: Any
+    if checkpoint is None:
+        model = get_peft_model(base, memory.config())
+        store = ReplayStore(replay.stored_capacity, replay.open_book_capacity)
+    else:
+        model = PeftModel.from_pretrained(base, str(checkpoint))
+        _same_memory(asdict(memory.config())["levels"], asdict(state_of(model).config)["levels"], checkpoint)
+        store = ReplayStore.load(checkpoint / REPLAY)
+    return NightModel(model.eval(), tokenizer, store)
+
+
+def _same_memory(asked: list[dict[str, Any]], found: list[dict[str, Any]], checkpoint: Path) -> None:
+    if asked == found:
+        return
+    differing = [
+        f"level {number}: {name} is {level.get(name)!r}, asked for {value!r}"
+        for number, (wanted, level) in enumerate(zip(asked, found, strict=False), start=1)
+        for name, value in wanted.items()
+        if level.get(name) != value
+    ]
+    if len(asked) != len(found):
+        differing = [f"it has {len(found)} levels, asked for {len(asked)}"]
+    raise ValueError(
+        f"the memory of {checkpoint} is not that of the settings ({'; '.join(differing)}): a memory keeps its "
+        "form for life; set `memory` back, or begin a new life in another folder (globals: life)"
+    )

@@ -1,0 +1,39 @@
+"""Which night a run is about; read by the configuration, so nothing heavy is imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def project_folder() -> Path:
+    """The Kedro project around the working directory, or the one that this package was installed from."""
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        if (folder / "conf").is_dir() and (folder / "pyproject.toml").is_file():
+            return folder
+    return Path(__file__).resolve().parents[2]
+
+
+def night_number(life: str, asked: int | str | None) -> int:
+    """The night that was asked for, or the next one of a life: one more than any that was registered.
+
+    Raises:
+        ValueError: what was asked for is no night.
+    """
+    if asked in (None, "null", ""):
+        from sleep_pipeline.registry import NightRegistry
+
+        return NightRegistry(project_folder() / "data" / "06_models" / str(life)).next_night()
+    number = int(asked) if str(asked).isdigit() else 0
+    if number < 1:
+        raise ValueError(f"night={asked!r} is no night; nights are counted from 1")
+    return number
+
+
+def night_folder(life: str, asked: int | str | None) -> str:
+    """Name of a night's folder in every layer of the data."""
+    return folder_of(night_number(life, asked))
+
+
+def folder_of(night: int) -> str:
+    """Name of the folder of a night."""
+    return f"night_{night:03d}"

@@ -1,0 +1,369 @@
+"""Nodes of the `evaluate` pipeline."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sleep_pipeline.evaluation.settings import EvaluationSettings
+from sleep_pipeline.night_model import MachineSettings, MemorySettings, NightModel, open_model
+from sleep_pipeline.night_number import folder_of
+from sleep_pipeline.seeding.settings import SeedingSettings
+from sleep_pipeline.tracking import active_sink
+
+# Kedro evaluates the annotations of nodes when a command starts, so these stand for types whose import is slow.
+Table = Any  # pandas.DataFrame
+
+PROBES, METRICS, RETENTION = "probes.parquet", "metrics.json", "retention.json"
+
+
+def _manifest(checkpoint: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
+    return found
+
+
+def evaluate_night(
+    night_model: Path,
+    probes: Table,
+    seed_summary: dict[str, Any],
+    seeded_model: Path,
+    model: str,
+    machine: MachineSettings,
+    memory: MemorySettings,
+    seeding: SeedingSettings,
+    evaluation: EvaluationSettings,
+    night: int,
+    raw_folder: Path,
+    primary_folder: Path,
+    reporting_folder: Path,
+) -> tuple[dict[str, Any], dict[str, Any], Table]:
+    """Ask every night's probes without their memories, and see what else has changed.
+
+    Returns:
+        Metrics of the night; the matrix R with the answers behind it; every answer of tonight.
+    """
+    import pandas as pd
+
+    from sleep_pipeline.evaluation.retention import Retention
+
+    began = time.perf_counter()
+    manifest = _manifest(night_model)
+    parent = int(manifest["parent"])
+    opened = open_model(model, machine, memory, seeding.replay, night_model)
+    retention = _of_night(reporting_folder, parent, RETENTION)
+    before = Retention.from_json(retention) if retention else Retention()
+    tables = [pd.read_parquet(primary_folder / folder_of(number) / PROBES) for number in before.nights]
+    last = before.scores[-1] if len(before) else ()
+    answers = [
+        # What an earlier night's probes were answered with just before tonight.
+        _answers(opened, table, number, evaluation).assign(before=list(known))
+        for table, number, known in zip(tables, before.nights, last, strict=True)
+    ]
+    tonight = _answers(opened, probes, night, evaluation)
+    rows = [list(table["right"]) for table in (*answers, tonight) if len(table)]
+    after = before
+    if len(probes):
+        after = before.append(night, rows, before=list(probes["before"]), open_book=list(probes["open_book"]))
+    earlier = _of_night(reporting_folder, parent, METRICS)
+    metrics = _metrics(opened, after, tonight, probes, earlier, evaluation, _texts(evaluation, raw_folder))
+    metrics |= {"night": night, "parent": parent, "lessons": manifest["lessons"], "slot": manifest["slot"]}
+    seeded = _manifest(seeded_model)
+    metrics["seconds"] = {
+        **seed_summary["seconds"],
+        "training": seeded.get("seconds", 0.0),
+        "evaluating": time.perf_counter() - began,
+    }
+    sink = active_sink()
+    flat = {f"night/{name}": value for name, value in metrics.items() if isinstance(value, float)}
+    sink.log_metrics(flat | _values("night", metrics), step=night)
+    replies = pd.concat([*answers, tonight], ignore_index=True)
+    return metrics, after.to_json(), replies
+
+
+def _values(prefix: str, metrics: dict[str, Any]) -> dict[str, float]:
+    return {
+        f"{prefix}/{name}": float(item["value"])
+        for name, item in metrics.items()
+        if isinstance(item, dict) and item.get("value") is not None
+    }
+
+
+def _of_night(reporting_folder: Path, night: int, name: str) -> dict[str, Any] | None:
+    """What a night's reports say; None for the base model."""
+    if not night:
+        return None
+    path = reporting_folder / folder_of(night) / name
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _texts(evaluation: EvaluationSettings, raw_folder: Path) -> list[str]:
+    from importlib import resources
+
+    if not evaluation.texts:
+        return [resources.files("sleep_pipeline").joinpath("evaluation/plain_english.txt").read_text(encoding="utf-8")]
+    paths = sorted(path for pattern in evaluation.texts for path in raw_folder.glob(pattern))
+    if not paths:
+        raise FileNotFoundError(
+            f"evaluation.texts={list(evaluation.texts)} matches no file below {raw_folder}; correct the patterns, or "
+            "give none to take the text that comes with the package"
+        )
+    return [path.read_text(encoding="utf-8") for path in paths]
+
+
+def _answers(opened: NightModel, table: Table, night: int, evaluation: EvaluationSettings) -> Table:
+    """A night's probes with what the model says to them now, without their memories."""
+    from sleep_pipeline.evaluation.probes import Probe, ask, grade
+
+    probes = [Probe(question, answer) for question, answer in zip(table["question"], table["answer"], strict=True)]
+    replies = ask(
+        opened.model,
+        opened.tokenizer,
+        probes,
+        open_book=False,
+        max_new_tokens=evaluation.max_new_tokens,
+        batch_size=evaluation.batch_size,
+    )
+    return table.drop(columns=["context"]).assign(night=night, reply=replies, right=grade(replies, probes))
+
+
+def _metrics(
+    opened: NightModel,
+    retention: Any,
+    tonight: Table,
+    probes: Table,
+    earlier: dict[str, Any] | None,
+    evaluation: EvaluationSettings,
+    texts: Sequence[str],
+) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from sleep_pipeline.evaluation.language import language_fit
+    from sleep_pipeline.evaluation.probes import ask, grade, reading_probes
+    from sleep_pipeline.evaluation.statistics import mean_interval
+    from sleep_pipeline.memory import base_view
+
+    reading = reading_probes(evaluation.reading_questions)
+
+    def look() -> tuple[list[int], float]:
+        replies = ask(opened.model, opened.tokenizer, reading, True, evaluation.max_new_tokens, evaluation.batch_size)
+        return grade(replies, reading), language_fit(opened.model, opened.tokenizer, texts).perplexity
+
+    read, perplexity = look()
+    if earlier is None:
+        with base_view(opened.model):
+            read_before, perplexity_before = look()
+        base = {"reading": read_before, "perplexity": perplexity_before}
+    else:
+        read_before, perplexity_before, base = earlier["reading_answers"], earlier["perplexity"], earlier["base"]
+    metrics: dict[str, Any] = {}
+    if len(probes):
+        metrics |= {
+            "recall": asdict(mean_interval(list(tonight["right"]))),
+            "recall_before": asdict(mean_interval(list(probes["before"]))),
+            "open_book": asdict(mean_interval(list(probes["open_book"]))),
+        }
+    summary = retention.summary() if len(retention) else {}
+    metrics |= {name: None if estimate is None else asdict(estimate) for name, estimate in summary.items()}
+    return metrics | {
+        "reading": asdict(mean_interval(read)),
+        "reading_answers": read,
+        "reading_answers_before": read_before,
+        "perplexity": perplexity,
+        "perplexity_before": perplexity_before,
+        "base": base,
+        "probes": len(probes),
+    }
+
+
+def decide_night(
+    metrics: dict[str, Any], retention: dict[str, Any], seed_summary: dict[str, Any], evaluation: EvaluationSettings
+) -> dict[str, Any]:
+    """Whether the night becomes the model that the next one grows from, and why."""
+    from sleep_pipeline.evaluation.gate import decide, evidence
+    from sleep_pipeline.evaluation.retention import Retention
+
+    matrix = Retention.from_json(retention)
+    found = evidence(
+        matrix,
+        open_book=(metrics["reading_answers_before"], metrics["reading_answers"]),
+        perplexity=(metrics["perplexity_before"], metrics["perplexity"]),
+        validation_passed=seed_summary["validation_share"] >= 1 - evaluation.max_invalid_share,
+    )
+    return decide(found, evaluation.gate).to_json()
+
+
+def register_night(
+    night_model: Path,
+    decision: dict[str, Any],
+    metrics: dict[str, Any],
+    memories: Table,
+    night: int,
+    models_folder: Path,
+) -> dict[str, Any]:
+    """Enter the night into the register, and promote or reject it. Doing so again changes nothing."""
+    from dataclasses import asdict
+    from datetime import UTC, datetime
+
+    from sleep_pipeline.registry import Night, NightRegistry, manifest_digest
+
+    registry = NightRegistry(models_folder)
+    scores = {
+        name: metrics[name]["value"] if isinstance(metrics.get(name), dict) else metrics.get(name)
+        for name in ("recall", "open_book", "relative_recall", "forgetting", "accuracy", "reading", "perplexity")
+    }
+    known = registry.nights().get(night)
+    registry.register(
+        Night(
+            number=night,
+            parent=metrics["parent"],
+            checkpoint=night_model.name,
+            manifest_digest=manifest_digest(night_model),
+            time=known.time if known else datetime.now(UTC).isoformat(timespec="seconds"),
+            decision=decision,
+            scores=scores,
+            memories=tuple(memories["digest"]),
+        )
+    )
+    champion = registry.champion()
+    if decision["promote"]:
+        registry.promote(night)
+    elif champion is None or champion.number != night:
+        registry.reject(night)
+    return asdict(registry.night(night)) | {"aliases": registry.aliases()}
+
+
+def write_report(
+    registered: dict[str, Any],
+    metrics: dict[str, Any],
+    retention: dict[str, Any],
+    decision: dict[str, Any],
+    replies: Table,
+    quarantine: Table,
+    collect_summary: dict[str, Any],
+    night_model: Path,
+    model: str,
+    evaluation: EvaluationSettings,
+    reporting_folder: Path,
+) -> tuple[str, str]:
+    """The night for people: a page that opens offline, and the model card of its checkpoint."""
+    from collections import Counter
+
+    from sleep_pipeline.evaluation.gate import Decision
+    from sleep_pipeline.evaluation.retention import Retention
+    from sleep_pipeline.reporting import Memories, NightReport, model_card, render
+    from sleep_pipeline.tracking.git import git_state
+
+    night, parent = int(registered["number"]), int(registered["parent"])
+    manifest = _manifest(night_model)
+    git = git_state(Path(__file__).parent)
+    commit = git.commit if git else None
+    command = f"kedro run --pipelines=sleep --params=night={night}"
+    seconds = metrics["seconds"]
+    learned, forgotten = _examples(replies, night, evaluation.examples)
+    report = NightReport(
+        night=night,
+        parent=parent,
+        time=registered["time"],
+        model=model,
+        decision=Decision.from_json(decision),
+        retention=Retention.from_json(retention),
+        command=command,
+        git_commit=commit,
+        environment=_environment(),
+        learned=learned,
+        forgotten=forgotten,
+        history=_history(reporting_folder, metrics),
+        levels=_levels(night_model),
+        memories=Memories(
+            read=collect_summary["memories"] + collect_summary["quarantined"],
+            learned=collect_summary["memories"],
+            masked=collect_summary["masked"],
+            quarantined=dict(Counter(str(reason) for reason in quarantine["reason"])),
+            kinds=collect_summary["kinds"],
+        ),
+        phases=seconds,
+    )
+    scores = {name: value for name, value in metrics.items() if isinstance(value, dict) and "value" in value}
+    card = model_card(
+        {
+            **manifest,
+            "scores": scores,
+            "decision": decision,
+            "memories": collect_summary["memories"],
+            "command": command,
+            "git_commit": commit,
+            "seconds": sum(seconds.values()),
+            "finished": registered["time"],
+            "software": _environment(),
+        }
+    )
+    return render(report), card
+
+
+def _environment() -> dict[str, str]:
+    import platform
+
+    import peft
+    import torch
+    import transformers
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+        "machine": platform.machine(),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def _examples(replies: Table, night: int, most: int) -> tuple[list[Any], list[Any]]:
+    """Questions of tonight that the model can answer now, and those of earlier nights that it no longer can."""
+    from sleep_pipeline.reporting import Example
+
+    def examples(rows: Table) -> list[Any]:
+        return [
+            Example(row.question, row.open_book_reply, row.before_reply, row.reply, int(row.night))
+            for row in rows.head(most).itertuples()
+        ]
+
+    own = replies[replies["night"] == night]
+    earlier = replies[replies["night"] != night]
+    lost = earlier[(earlier["right"] == 0) & (earlier["before"] == 1)]
+    lost = lost.assign(before_reply=lost["answer"])
+    return examples(own[(own["right"] == 1) & (own["before"] == 0)]), examples(lost)
+
+
+def _history(reporting_folder: Path, metrics: dict[str, Any]) -> list[Any]:
+    """The night and its ancestors, oldest first, as points of the curves."""
+    from sleep_pipeline.reporting import NightPoint
+
+    def value(found: dict[str, Any], name: str) -> float | None:
+        item = found.get(name)
+        return item["value"] if isinstance(item, dict) else None
+
+    points = []
+    found: dict[str, Any] | None = metrics
+    while found is not None:
+        points.append(
+            NightPoint(
+                found["night"],
+                value(found, "recall"),
+                value(found, "forgetting"),
+                value(found, "reading"),
+                sum(found["seconds"].values()),
+            )
+        )
+        found = _of_night(reporting_folder, found["parent"], METRICS)
+    return points[::-1]
+
+
+def _levels(night_model: Path) -> list[list[dict[str, Any]]]:
+    """The slots of the memory, as its configuration records them."""
+    config = json.loads((night_model / "adapter_config.json").read_text(encoding="utf-8"))
+    levels: list[list[dict[str, Any]]] = (config["state"] or {}).get("levels", [])
+    return levels

@@ -1,0 +1,182 @@
+"""Nodes of the `seed` pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sleep_pipeline.datasets import Pretrained
+from sleep_pipeline.evaluation.settings import EvaluationSettings
+from sleep_pipeline.memories.settings import CollectSettings
+from sleep_pipeline.night_model import MachineSettings, MemorySettings, NightModel, StorePart, open_model
+from sleep_pipeline.seeding.settings import SeedingSettings
+from sleep_pipeline.tracking import active_sink
+
+# Kedro evaluates the annotations of nodes when a command starts, so these stand for types whose import is slow.
+Table = Any  # pandas.DataFrame
+Lessons = Any  # dict[str, list[Lesson]]
+
+_SAMPLE_COLUMNS = ("context", "kind", "question", "answer", "agreement")
+
+
+def own_seed(random_seed: int, night: int) -> int:
+    """The seed of one night of a life."""
+    return 7919 * random_seed + night
+
+
+def champion_checkpoint(models_folder: Path) -> Path | None:
+    """Folder of the model that the night grows from; None for the base model."""
+    from sleep_pipeline.registry import NightRegistry
+
+    registry = NightRegistry(models_folder)
+    champion = registry.champion()
+    return None if champion is None else registry.checkpoint(champion.number)
+
+
+def sample_lessons(
+    contexts: Table,
+    memories: Table,
+    model: str,
+    machine: MachineSettings,
+    memory: MemorySettings,
+    seeding: SeedingSettings,
+    collect: CollectSettings,
+    evaluation: EvaluationSettings,
+    night: int,
+    random_seed: int,
+    models_folder: Path,
+    probes_folder: Path,
+) -> tuple[Table, Lessons, Table, dict[str, Any]]:
+    """Let the teacher write about every context, hold some of it out as probes, and read its beliefs.
+
+    Returns:
+        All samples, with whether each is held out; the lessons by pool; the probes with what the model answers to them
+        before the night, with and without their contexts; and a summary.
+    """
+    import pandas as pd
+
+    from sleep_pipeline.memories.contexts import contexts_from_frame, is_held_out
+    from sleep_pipeline.seeding.night import gather
+    from sleep_pipeline.validation.rows import validate_rows
+
+    own = own_seed(random_seed, night)
+    opened = open_model(model, machine, memory, seeding.replay, champion_checkpoint(models_folder))
+    read = contexts_from_frame(contexts)
+    texts = [context.text for context in read]
+    gathered = gather(opened.model, opened.tokenizer, texts, seeding, own, progress=True)
+    rows = [
+        {name: getattr(sample, name) for name in _SAMPLE_COLUMNS}
+        | {"held_out": is_held_out(sample.question, collect.probe_share, collect.probe_salt)}
+        for sample in gathered.data.samples
+    ]
+    samples = pd.DataFrame(rows, columns=[*_SAMPLE_COLUMNS, "held_out"])
+    checked = validate_rows(samples, "teacher_samples", max_bad_share=0.5)
+    kept = set(checked.good.index)
+    tonight = [lesson for at, lesson in enumerate(gathered.lessons) if at in kept and not rows[at]["held_out"]]
+    probes = _probes(samples, texts, read, memories, probes_folder, evaluation)
+    frame = _asked(opened, probes, evaluation)
+    summary = {
+        "samples": len(samples),
+        "lessons": len(tonight),
+        "open_book_lessons": len(gathered.open_book),
+        "probes": len(frame),
+        "dropped": {**gathered.data.dropped, "fails validation": len(checked.bad)},
+        "unlearnable": [read[index].source for index in gathered.data.unlearnable],
+        "seconds": gathered.seconds,
+        "validation_share": checked.success_share,
+    }
+    return samples, {"tonight": tonight, "open_book": gathered.open_book}, frame, summary
+
+
+def _probes(
+    samples: Table, texts: list[str], read: Any, memories: Table, probes_folder: Path, evaluation: EvaluationSettings
+) -> list[Any]:
+    """What people ask about tonight's memories, and what the teacher asked and was held out."""
+    from sleep_pipeline.evaluation.probes import Probe, given_probes
+
+    places = {
+        f"{source}:{line}": str(id)
+        for id, source, line in zip(memories["id"], memories["source"], memories["line"], strict=True)
+    }
+    first = {id: index for index, context in reversed(list(enumerate(read))) for id in context.memory_ids}
+    probes = [
+        Probe(probe.question, probe.answer, texts[first[places[source]]], "given")
+        for probe, source in given_probes(probes_folder)
+        if places.get(source) in first
+    ]
+    own = samples[samples["held_out"]].drop_duplicates(["context", "question"])
+    if len(own) > evaluation.teacher_probes:
+        own = own.sample(evaluation.teacher_probes, random_state=0).sort_index()
+    probes += [
+        Probe(question, answer, texts[context], "teacher")
+        for context, question, answer in zip(own["context"], own["question"], own["answer"], strict=True)
+    ]
+    return probes
+
+
+def _asked(opened: NightModel, probes: list[Any], evaluation: EvaluationSettings) -> Table:
+    import pandas as pd
+
+    from sleep_pipeline.evaluation.probes import ask, grade
+
+    columns: dict[str, list[Any]] = {
+        "question": [probe.question for probe in probes],
+        "answer": [probe.answer for probe in probes],
+        "context": [probe.context for probe in probes],
+        "origin": [probe.origin for probe in probes],
+    }
+    for name, open_book in (("open_book", True), ("before", False)):
+        replies = ask(
+            opened.model, opened.tokenizer, probes, open_book, evaluation.max_new_tokens, evaluation.batch_size
+        )
+        columns[f"{name}_reply"] = list(replies)
+        columns[name] = list(grade(replies, probes))
+    return pd.DataFrame(columns)
+
+
+def train_expert(
+    lessons: Lessons,
+    model: str,
+    machine: MachineSettings,
+    memory: MemorySettings,
+    seeding: SeedingSettings,
+    night: int,
+    random_seed: int,
+    models_folder: Path,
+    seed_progress_folder: Path,
+) -> tuple[Pretrained, Table, Table]:
+    """Train tonight's expert on the lessons, with replay, or go on with a run that was cut short.
+
+    Returns:
+        The memory in the middle of its sleep, the expert not yet active; metrics; and what the student said itself.
+        Without a lesson the memory is as it was, and the night goes on.
+    """
+    import pandas as pd
+
+    from sleep_pipeline.memory import CONTEXT, Consolidation
+    from sleep_pipeline.seeding.night import learn, make_room
+
+    own = own_seed(random_seed, night)
+    opened = open_model(model, machine, memory, seeding.replay, champion_checkpoint(models_folder))
+    manifest: dict[str, Any] = {"kind": "memory in mid-sleep", "night": night, "lessons": len(lessons["tonight"])}
+    parts = (opened.model, StorePart(opened.store))
+    if not lessons["tonight"]:
+        return Pretrained(parts, manifest), pd.DataFrame(), pd.DataFrame()
+    make_room(opened.model, opened.tokenizer, opened.store, seeding, night, own, seed_progress_folder / "merge")
+    Consolidation(opened.model, sender=CONTEXT, receiver=1, night=night).begin()
+    learned = learn(
+        opened.model,
+        opened.tokenizer,
+        lessons["tonight"],
+        opened.store,
+        seeding,
+        own,
+        lessons["open_book"],
+        folder=seed_progress_folder / "expert",
+        progress=True,
+        resume=True,
+    )
+    for entry in learned.history:
+        active_sink().log_metrics({f"seed/{name}": value for name, value in entry.items()}, step=int(entry["step"]))
+    manifest["seconds"] = learned.seconds
+    return Pretrained(parts, manifest), pd.DataFrame(learned.history), pd.DataFrame(learned.rollouts)

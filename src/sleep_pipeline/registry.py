@@ -1,0 +1,301 @@
+"""The register of nights: which night grew from which, what became of it, and which model is live.
+
+One file, `registry.json`, beside the nights' checkpoints. Every change writes a new file, forces it onto the disk and
+renames it over the old one, so a process that dies at any moment leaves the old register or the new one, whole.
+Changes are not safe against each other: whoever makes them holds the `NightLock` of the same folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+REGISTRY = "registry.json"
+MANIFEST = "manifest.json"
+BASE = 0
+"""In place of a night's number: the model before its first night."""
+
+Alias = Literal["champion", "challenger", "previous_champion"]
+Status = Literal["complete", "rejected"]
+_VERSION = 1
+
+
+class RegistryError(ValueError):
+    """The register does not allow this, or does not fit what is on the disk; nothing was changed."""
+
+
+@dataclass(frozen=True)
+class Night:
+    """One night that ended.
+
+    Attributes:
+        number: counted from 1.
+        parent: the night it grew from; `BASE` for the model before its first night.
+        checkpoint: name of its folder beside the register.
+        manifest_digest: `manifest_digest` of that folder.
+        time: when it ended, ISO 8601.
+        decision: `Decision.to_json()`.
+        scores: what stands in a table of nights, by name.
+        memories: digests of the memories it learned.
+        status: `rejected` once the gate or a person has turned it down.
+    """
+
+    number: int
+    parent: int
+    checkpoint: str
+    manifest_digest: str
+    time: str
+    decision: Mapping[str, Any] = field(default_factory=dict)
+    scores: Mapping[str, float | None] = field(default_factory=dict)
+    memories: tuple[str, ...] = ()
+    status: Status = "complete"
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Night:
+        """Return the night that `dataclasses.asdict` described."""
+        return cls(**{**record, "memories": tuple(record["memories"])})
+
+
+def manifest_digest(folder: Path) -> str:
+    """Return the SHA-256 of a checkpoint's manifest, which in turn names the digests of its weights.
+
+    Raises:
+        RegistryError: the folder holds no manifest, so the checkpoint is not complete.
+    """
+    try:
+        return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+    except OSError as error:
+        raise RegistryError(
+            f"{folder} holds no complete checkpoint ({error.strerror}): fetch it with `dvc pull` or run its night again"
+        ) from error
+
+
+class NightRegistry:
+    """The nights below one folder.
+
+    Args:
+        folder: where `registry.json` and the checkpoints lie; made on the first change.
+
+    Every method reads the file anew, so that what another process wrote is seen.
+    """
+
+    def __init__(self, folder: Path | str):
+        self.folder = Path(folder)
+        self.path = self.folder / REGISTRY
+
+    def nights(self) -> dict[int, Night]:
+        """Return all nights by number, ascending."""
+        return self._read()[0]
+
+    def aliases(self) -> dict[Alias, int]:
+        """Return the number of the night behind every alias that is set; `BASE` is the model before any night."""
+        return self._read()[1]
+
+    def night(self, number: int) -> Night:
+        """Return one night.
+
+        Raises:
+            RegistryError: it is not registered.
+        """
+        return _known(self.nights(), number)
+
+    def champion(self) -> Night | None:
+        """Return the night whose model is live; None for the base model."""
+        nights, aliases = self._read()
+        number = aliases.get("champion", BASE)
+        return None if number == BASE else nights[number]
+
+    def lineage(self, number: int | None = None) -> list[Night]:
+        """Return a night and its ancestors, oldest first; by default the champion's, which may be none.
+
+        Raises:
+            RegistryError: the night is not registered.
+        """
+        nights, aliases = self._read()
+        return _ancestry(nights, aliases.get("champion", BASE) if number is None else number)
+
+    def known_memories(self) -> frozenset[str]:
+        """Return the digests of what the champion and its ancestors learned.
+
+        What a rejected or rolled-back night learned is not among them: it is new again.
+        """
+        return frozenset(digest for night in self.lineage() for digest in night.memories)
+
+    def next_night(self) -> int:
+        """Return the number of the next night: one more than any that was registered."""
+        return max(self.nights(), default=BASE) + 1
+
+    def checkpoint(self, number: int) -> Path:
+        """Return a night's checkpoint folder, after making sure that it is there and the one that was registered.
+
+        Raises:
+            RegistryError: the night is unknown, or its checkpoint is missing or has another manifest.
+        """
+        night = self.night(number)
+        folder = self.folder / night.checkpoint
+        found = manifest_digest(folder)
+        if found != night.manifest_digest:
+            raise RegistryError(
+                f"{folder} has the manifest {found}, but night {number} was registered with {night.manifest_digest}: "
+                "restore it with `dvc checkout`"
+            )
+        return folder
+
+    def register(self, night: Night) -> None:
+        """Enter a night that ended and make it the challenger; the same night again changes nothing.
+
+        Raises:
+            RegistryError: another night has its number, its parent is unknown or rejected, or it is not complete.
+        """
+        nights, aliases = self._read()
+        known = nights.get(night.number)
+        if known is not None:
+            if (known.manifest_digest, known.parent) != (night.manifest_digest, night.parent):
+                raise RegistryError(
+                    f"night {night.number} is registered with the manifest {known.manifest_digest} (from "
+                    f"{_name(known.parent)}); {night.manifest_digest} (from {_name(night.parent)}) is another one: run "
+                    f"it as night {max(nights) + 1}"
+                )
+            return
+        if night.status != "complete":
+            raise RegistryError(f"night {night.number} is {night.status}: register it as complete, then reject it")
+        if night.number <= max(nights, default=BASE):
+            raise RegistryError(
+                f"night {night.number} is older than the last one, {max(nights)}: run it as night {max(nights) + 1}"
+            )
+        if night.parent != BASE and _known(nights, night.parent).status == "rejected":
+            raise RegistryError(f"night {night.number} grew from night {night.parent}, which was rejected")
+        self._write({**nights, night.number: night}, {**aliases, "challenger": night.number})
+
+    def promote(self, number: int) -> None:
+        """Make a night the champion, and the champion so far the previous one; the champion stays what it is.
+
+        Raises:
+            RegistryError: the night is unknown or rejected, or did not grow from the present champion, whose
+                memories would be lost.
+        """
+        nights, aliases = self._read()
+        night = _known(nights, number)
+        champion = aliases.get("champion", BASE)
+        if number == champion:
+            return
+        if night.status == "rejected":
+            raise RegistryError(f"night {number} was rejected: run its memories again as night {max(nights) + 1}")
+        if night.parent != champion:
+            raise RegistryError(
+                f"night {number} grew from {_name(night.parent)}, but {_name(champion)} is the champion now: run its "
+                f"memories again as night {max(nights) + 1}"
+            )
+        kept = {alias: at for alias, at in aliases.items() if not (alias == "challenger" and at == number)}
+        self._write(nights, {**kept, "champion": number, "previous_champion": champion})
+
+    def reject(self, number: int) -> None:
+        """Turn a night down: it stays in the register, and its memories count as not learned.
+
+        Raises:
+            RegistryError: the night is unknown, or the champion or one of its ancestors.
+        """
+        nights, aliases = self._read()
+        night = _known(nights, number)
+        if any(ancestor.number == number for ancestor in _ancestry(nights, aliases.get("champion", BASE))):
+            raise RegistryError(f"the champion stands on night {number}: roll back first, then reject it")
+        kept = {
+            alias: at
+            for alias, at in aliases.items()
+            if at == BASE or all(ancestor.number != number for ancestor in _ancestry(nights, at))
+        }
+        if night.status != "rejected" or kept != aliases:
+            self._write({**nights, number: replace(night, status="rejected")}, kept)
+
+    def rollback(self) -> Night | None:
+        """Swap the champion and the previous champion; return the new champion, None for the base model.
+
+        Raises:
+            RegistryError: there is no previous champion, or its checkpoint is not what was registered.
+        """
+        nights, aliases = self._read()
+        if "previous_champion" not in aliases:
+            raise RegistryError(f"{self.path} names no previous champion: there is nothing to roll back to")
+        target = aliases["previous_champion"]
+        if target != BASE:
+            self.checkpoint(target)
+        self._write(nights, {**aliases, "champion": target, "previous_champion": aliases.get("champion", BASE)})
+        return nights.get(target)
+
+    def _read(self) -> tuple[dict[int, Night], dict[Alias, int]]:
+        try:
+            record = json.loads(self.path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}, {}
+        except ValueError as error:
+            raise RegistryError(f"{self.path} is damaged ({error}): restore it from a copy") from error
+        if not isinstance(record, dict) or record.get("version") != _VERSION:
+            found = record.get("version") if isinstance(record, dict) else None
+            raise RegistryError(f"{self.path} has version {found!r}; this release reads version {_VERSION}")
+        try:
+            nights = {night.number: night for night in map(Night.from_json, record["nights"])}
+            aliases: dict[Alias, int] = dict(record["aliases"])
+        except (KeyError, TypeError) as error:
+            raise RegistryError(f"{self.path} is damaged ({error}): restore it from a copy") from error
+        for number in aliases.values():
+            _ancestry(nights, number)
+        return nights, aliases
+
+    def _write(self, nights: Mapping[int, Night], aliases: Mapping[Alias, int]) -> None:
+        ordered = [asdict(nights[number]) for number in sorted(nights)]
+        record = {"version": _VERSION, "aliases": dict(sorted(aliases.items())), "nights": ordered}
+        write_atomically(self.path, json.dumps(record, indent=2, allow_nan=False) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file's content so that a crash leaves the old content or the new, whole and on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        # The rename itself is an entry of the directory.
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _name(number: int) -> str:
+    return "the base model" if number == BASE else f"night {number}"
+
+
+def _known(nights: Mapping[int, Night], number: int) -> Night:
+    if number not in nights:
+        listed = ", ".join(map(str, nights)) or "none"
+        raise RegistryError(f"night {number} is not registered (registered: {listed})")
+    return nights[number]
+
+
+def _ancestry(nights: Mapping[int, Night], number: int) -> list[Night]:
+    chain: list[Night] = []
+    while number != BASE:
+        chain.append(_known(nights, number))
+        if chain[-1].parent >= number:
+            raise RegistryError(f"night {number} names night {chain[-1].parent} as its parent, which came no earlier")
+        number = chain[-1].parent
+    return chain[::-1]
+
+
+def roots_and_children(nights: Iterable[Night]) -> dict[int, list[Night]]:
+    """Return the nights that grew from each night, ascending; those of the base model under `BASE`."""
+    children: dict[int, list[Night]] = {}
+    for night in sorted(nights, key=lambda night: night.number):
+        children.setdefault(night.parent, []).append(night)
+    return children

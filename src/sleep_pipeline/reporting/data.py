@@ -1,0 +1,127 @@
+"""Everything that a night's report shows, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sleep_pipeline.evaluation.gate import Decision
+from sleep_pipeline.evaluation.retention import Retention
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question with what the model said to it.
+
+    Attributes:
+        question: as asked, without context.
+        teacher: the teacher's answer, with the context at hand.
+        before: the model's answer before the night.
+        after: the model's answer after it.
+        night: the night that the question belongs to.
+    """
+
+    question: str
+    teacher: str
+    before: str
+    after: str
+    night: int
+
+
+@dataclass(frozen=True)
+class NightPoint:
+    """One night on the curves; None where something was not measured.
+
+    Attributes:
+        night: its number.
+        recall: closed-book score of its own questions right after it, 0 to 1.
+        forgetting: of earlier nights, 0 to 1.
+        open_book: score with the context at hand after the night, 0 to 1.
+        seconds: the whole night.
+    """
+
+    night: int
+    recall: float | None = None
+    forgetting: float | None = None
+    open_book: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class DreamSample:
+    """A dream worth showing in the report.
+
+    Attributes:
+        kind: what the model was asked to write.
+        text: what it wrote.
+        score: importance by its gradient.
+        reward: of its trial.
+    """
+
+    kind: str
+    text: str
+    score: float | None = None
+    reward: float | None = None
+
+
+@dataclass(frozen=True)
+class Memories:
+    """What the night read.
+
+    Attributes:
+        read: memories found.
+        learned: memories that went into the night.
+        masked: memories in which something private was blanked out.
+        quarantined: reason -> how many were left out for it.
+        kinds: kind -> how many of those that were learned.
+    """
+
+    read: int = 0
+    learned: int = 0
+    masked: int = 0
+    quarantined: Mapping[str, int] = field(default_factory=dict)
+    kinds: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NightReport:
+    """A night, ready to be shown.
+
+    Attributes:
+        night: its number.
+        parent: the night it grew from; 0 for the base model.
+        time: when it ended, ISO 8601.
+        model: name of the base model.
+        decision: of the gate.
+        retention: the matrix with this night last.
+        command: what reproduces the night.
+        git_commit: of the code, if known.
+        environment: name -> value of machine and software.
+        learned: examples of what it can answer now and could not before.
+        forgotten: examples of what it could answer before and cannot now.
+        history: this night and its ancestors, oldest first.
+        levels: `SlotTable.to_dict()["levels"]`: for each level, fastest first, its slots.
+        dreams: dreams that helped, best first.
+        dreams_dreamt: how many there were in all.
+        memories: what was read.
+        phases: phase -> seconds, in order.
+    """
+
+    night: int
+    parent: int
+    time: str
+    model: str
+    decision: Decision
+    retention: Retention
+    command: str
+    git_commit: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    learned: Sequence[Example] = ()
+    forgotten: Sequence[Example] = ()
+    history: Sequence[NightPoint] = ()
+    levels: Sequence[Sequence[Mapping[str, Any]]] = ()
+    dreams: Sequence[DreamSample] = ()
+    dreams_dreamt: int = 0
+    memories: Memories = field(default_factory=Memories)
+    phases: Mapping[str, float] = field(default_factory=dict)

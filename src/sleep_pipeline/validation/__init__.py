@@ -1,0 +1,1 @@
+"""Checks on tables, by Great Expectations; nothing outside this package knows it."""

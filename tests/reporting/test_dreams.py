@@ -1,0 +1,53 @@
+"""Every dream beside its context, sortable by one script that the page's own policy names."""
+
+import base64
+import hashlib
+import html
+import re
+
+from sleep_pipeline.reporting import DreamRow, render_dreams
+
+DREAMS = [
+    DreamRow("rewrite", "a context", "a dream", 0.5, "top", 0.4, 0.6, 1.0),
+    DreamRow("questions", "another", "<script>alert(1)</script>", None),
+    DreamRow("rewrite", "c " * 300, "short", float("nan"), "random", 0.5, 0.5, 0.0),
+]
+
+
+def test_every_dream_stands_with_its_score_trial_and_reward() -> None:
+    page = render_dreams(DREAMS, 3)
+    assert "3 dreams, 2 tried, 1 helped." in page
+    rows = re.findall(r"<tr>(.*?)</tr>", page[page.index("<tbody>") :], re.S)
+    cells = [[re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", row, re.S)] for row in rows]
+    assert cells[0] == ["rewrite", "a context", "a dream", "0.5", "top", "40 % → 60 %", "1"]
+    assert cells[1][3:] == ["–", "–", "–", "–"]
+    assert cells[2][3] == "–"
+
+
+def test_numbers_are_sorted_as_numbers_and_what_is_missing_has_no_key() -> None:
+    page = render_dreams(DREAMS, 3)
+    numeric = re.findall(r"<th[^>]* data-numbers><button[^>]*>(\w+)</button>", page)
+    assert numeric == ["Score", "Trial", "Reward"]
+    keys = re.findall(r'<td data-label="Score" data-key="([^"]*)"', page)
+    assert [key and float(key) for key in keys] == [0.5, "", ""]
+
+
+def test_only_our_script_may_run() -> None:
+    page = render_dreams(DREAMS, 3)
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.S)
+    assert len(scripts) == 1
+    digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    policy = html.unescape(re.findall(r'http-equiv="Content-Security-Policy" content="([^"]+)"', page)[0])
+    assert policy.startswith("default-src 'none'")
+    assert re.findall(r"script-src ([^;]+)", policy) == [f"'sha256-{digest}'"]
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+
+
+def test_a_long_context_is_folded_but_whole() -> None:
+    page = render_dreams(DREAMS, 3)
+    assert page.count("<details") == 1
+    assert DREAMS[2].context in page
+
+
+def test_a_night_without_dreams_gives_a_page() -> None:
+    assert "0 dreams, 0 tried, 0 helped." in render_dreams([], 1)

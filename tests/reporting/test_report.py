@@ -1,0 +1,190 @@
+"""The report is one file that loads nothing, runs nothing and shows every text as text."""
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sleep_pipeline.evaluation.gate import GateSettings, decide
+from sleep_pipeline.evaluation.retention import Retention
+from sleep_pipeline.reporting import DreamSample, Example, Memories, NightPoint, NightReport, render
+from sleep_pipeline.reporting.markup import Html, element, join
+
+ATTACK = """<script>alert(1)</script><img src=x onerror="alert(2)">' " & </main></body> javascript:alert(3)"""
+VOID = {"meta", "br"}
+
+
+class Page(HTMLParser):
+    """Elements, texts and whether every element was closed in its turn."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.texts: list[str] = []
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self._open or self._open[-1] != "style":
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+def hostile(report: NightReport, text: str, changed: Callable[..., NightReport]) -> NightReport:
+    """The report with `text` wherever a word of a memory, a model or a user can stand."""
+    example = Example(text, text, text, text, 7)
+    return changed(
+        model=text,
+        command=text,
+        git_commit=text,
+        time=text,
+        environment={text: text},
+        learned=[example] * 12,
+        forgotten=[example],
+        dreams=[DreamSample(text, text, 0.1, 1.0)],
+        memories=Memories(3, 1, 1, {text: 2}, {text: 1}),
+        phases={text: 1.0},
+        levels=[[{"state": "active", "night": 7, "origin": text, "unlocks": 1}]],
+    )
+
+
+def test_the_report_is_a_well_formed_page_with_every_section(report: NightReport) -> None:
+    page = Page(render(report))
+    for heading in (
+        "Night 7",
+        "Why promoted",
+        "Learned",
+        "Forgotten",
+        "What was kept",
+        "Night after night",
+        "Slots of the memory",
+        "Dreams that helped",
+        "Memories",
+        "Time",
+        "Do it again",
+    ):
+        assert heading in page.texts
+    assert page.tags.count("svg") == 4
+
+
+def test_nothing_is_loaded_and_nothing_runs(report: NightReport) -> None:
+    html = render(report)
+    page = Page(html)
+    assert {"script", "link", "img", "iframe", "object", "embed"}.isdisjoint(page.tags)
+    assert {"src", "href", "srcset"}.isdisjoint(name for name, _ in page.attributes)
+    assert re.findall(r"https?:|//[a-z]|url\(|@import", html) == []
+
+
+def test_a_memory_with_html_in_it_is_shown_and_not_obeyed(
+    report: NightReport, changed: Callable[..., NightReport]
+) -> None:
+    plain, attacked = Page(render(hostile(report, "word", changed))), Page(render(hostile(report, ATTACK, changed)))
+    assert attacked.tags == plain.tags
+    assert [name for name, _ in attacked.attributes] == [name for name, _ in plain.attributes]
+    assert attacked.text.count("<script>alert(1)</script>") == plain.text.count("word") > 20
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.text(max_size=40))
+def test_whatever_is_written_the_page_has_the_same_elements(text: str) -> None:
+    built = element("p", text, title=text)
+    page = Page(element("main", built, join(text), Html("<br>")))
+    assert page.tags == ["main", "p", "br"]
+    assert [name for name, _ in page.attributes] == ["title"]
+
+
+def test_control_characters_are_replaced() -> None:
+    assert element("p", "a\x00b\x1b[31mc\td\n") == "<p>a\ufffdb\ufffd[31mc\td\n</p>"
+
+
+def test_markup_is_built_from_text_and_attributes() -> None:
+    built = element("td", "a<b", 3, None, Html("<br>"), class_="x y", data_key='"', hidden=True, lang=None, open=False)
+    assert built == '<td class="x y" data-key="&quot;" hidden>a&lt;b3<br></td>'
+
+
+def test_every_check_stands_with_value_interval_limit_and_reason(
+    report: NightReport, changed: Callable[..., NightReport]
+) -> None:
+    decision = decide({"forgetting": {"value": 0.25, "low": 0.125, "high": 0.5, "samples": 9}}, GateSettings())
+    text = Page(render(changed(decision=decision))).text
+    assert "Why rejected 5 of 5 checks failed." in text
+    assert "The model in use is still night 6." in text
+    row = "Earlier nights forgotten ✗ failed 0.250 0.125 to 0.500 below 0.05 The forgetting of earlier nights is 0.250"
+    assert row in text
+
+
+def test_the_heat_map_has_the_number_in_every_cell(changed: Callable[..., NightReport]) -> None:
+    retention = Retention().append(2, [[1, 1, 0, 0]]).append(5, [[1, 0, 0, 0], [1]])
+    html = render(changed(retention=retention))
+    heat = html[html.index('class="heat"') :]
+    cells = re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", heat[: heat.index("</table>")])
+    assert cells == ["after ↓ of →", "2", "5", "mean", "2", "50", "", "50", "5", "25", "100", "62"]
+
+
+def test_a_first_night_without_anything_optional_still_gives_a_page(report: NightReport) -> None:
+    bare = NightReport(
+        night=1,
+        parent=0,
+        time="2026-11-25",
+        model="m",
+        decision=decide({}, GateSettings()),
+        retention=Retention(),
+        command="kedro run",
+    )
+    text = Page(render(bare)).text
+    assert "Grew from the base model" in text
+    assert "No questions were asked." in text
+    assert "Git commit unknown" in text
+
+
+def test_curves_leave_gaps_where_nothing_was_measured(changed: Callable[..., NightReport]) -> None:
+    points = [NightPoint(night, recall=None if night == 3 else 0.5) for night in range(1, 6)]
+    html = render(changed(history=points))
+    assert html.count('class="curve"') == 2
+    assert html.count("<circle") == 4
+    assert html.count("not measured") == 3
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0], [-0.2, 0.1], [1e-9, 3.0], [5.0]])
+def test_curves_stay_inside_their_frame(changed: Callable[..., NightReport], values: list[float]) -> None:
+    points = [NightPoint(night, forgetting=value) for night, value in enumerate(values, start=1)]
+    html = render(changed(history=points))
+    centres = [(float(x), float(y)) for x, y in re.findall(r'<circle cx="([^"]+)" cy="([^"]+)"', html)]
+    assert len(centres) == len(values)
+    assert all(0 <= x <= 320 and 0 <= y <= 150 for x, y in centres)
+
+
+def test_many_examples_are_folded_away(changed: Callable[..., NightReport]) -> None:
+    examples = [Example(f"question {n}?", "t", "b", "a", 1) for n in range(50)]
+    html = render(changed(learned=examples))
+    assert "42 more examples" in html
+    assert html.index("question 7?") < html.index("42 more examples") < html.index("question 8?")
+
+
+def test_slots_say_in_words_what_their_colour_says(report: NightReport) -> None:
+    html = render(report)
+    assert 'aria-label="slot 2: active, night 7, from context"' in html
+    assert 'aria-label="slot 0: active, night 4, from level 1"' in html
+    assert "Level 1: 3 of 8 slots in use" in html
