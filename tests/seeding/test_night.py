@@ -222,6 +222,16 @@ def test_a_night_killed_while_it_saved_goes_on_from_what_is_complete(tiny_tokeni
     assert {row["step"] for row in learned.rollouts} == {2, 3}
 
 
+def test_the_checkpoints_of_another_night_are_not_gone_on_with(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    given = small(optimizer={"checkpoint_every": 2})
+    for seed in (5, 6):
+        store, judge = ReplayStore(1, 1), Mortal()
+        learned = learn(
+            asleep(), tiny_tokenizer, lessons(), store, given, seed, judge=judge, folder=tmp_path, resume=True
+        )
+        assert {row["step"] for row in learned.rollouts} == {0, 1, 2, 3}
+
+
 def test_nothing_to_resume_is_a_beginning(tiny_tokenizer: Any, tmp_path: Path) -> None:
     for folder in (tmp_path / "missing", tmp_path):
         learned = learn(asleep(), tiny_tokenizer, lessons(), ReplayStore(1, 1), small(), 5, folder=folder, resume=True)

@@ -174,6 +174,10 @@ def test_a_checkpoint_holds_what_trains_and_nothing_of_the_rest(tiny_tokenizer: 
     unlock(other, 1)
     with pytest.raises(ValueError, match=r"checkpoint-2 holds 8 trained tensors that are not the 4 of this model"):
         trainer_of(other, tiny_tokenizer, settings=given, output_dir=tmp_path).train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match=r"checkpoint-2 is of a run with another seed"):
+        trainer_of(asleep(), tiny_tokenizer, settings=given, output_dir=tmp_path, seed=1).train(
+            resume_from_checkpoint=True
+        )
 
 
 def test_a_loss_that_is_no_number_is_an_error(tiny_tokenizer: Any) -> None:

@@ -175,9 +175,10 @@ def learn(
         views: see `KnowledgeSeedingTrainer`.
         folder: for checkpoints.
         progress: whether to show a bar.
-        resume: whether to go on from the last complete checkpoint in `folder`, if there is one.
+        resume: whether to go on from the last complete checkpoint of the same run in `folder`, if there is one.
         penalty: see `KnowledgeSeedingTrainer`.
     """
+    from sleep_pipeline.seeding.checkpoints import last_checkpoint
     from sleep_pipeline.seeding.trainer import KnowledgeSeedingTrainer
 
     reward = None
@@ -201,7 +202,8 @@ def learn(
         progress=progress,
         penalty=penalty,
     )
-    trainer.train(resume_from_checkpoint=_last_checkpoint(Path(folder)) if resume else None)
+    last = last_checkpoint(Path(folder), trainer.run) if resume else None
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
     return Learned(trainer.history, trainer.rollouts, time.perf_counter() - began)
 
 
@@ -287,12 +289,6 @@ def seed_night(
     store.add("stored", gathered.lessons, night, seed)
     store.add("open_book", gathered.open_book, night, seed)
     return Seeded(night, slot, gathered, learned)
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was saved to its end; the trainer writes its state last."""
-    saved = [state.parent for state in folder.glob("checkpoint-*/trainer_state.json")]
-    return str(max(saved, key=lambda path: int(path.name.rpartition("-")[2]))) if saved else None
 
 
 @dataclass

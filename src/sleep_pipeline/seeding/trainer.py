@@ -30,7 +30,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -38,13 +37,13 @@ from trl import GRPOConfig, GRPOTrainer
 from sleep_pipeline.generation.sampler import SamplingSettings, TransformersSampler
 from sleep_pipeline.memory import teacher_view
 from sleep_pipeline.seeding.batches import batches, join_teachers, pad, positions
+from sleep_pipeline.seeding.checkpoints import load_trained, run_digest, save_trained
 from sleep_pipeline.seeding.divergences import Head, LiveTeacher, compare_tokens
 from sleep_pipeline.seeding.hidden import answer_head, hidden_states
 from sleep_pipeline.seeding.lessons import Lesson
 from sleep_pipeline.seeding.rewards import RewardFunction
 from sleep_pipeline.seeding.settings import SeedingSettings
 
-TRAINED = "trained.safetensors"
 View = Callable[[], AbstractContextManager[None]]
 
 
@@ -137,6 +136,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             disable_tqdm=not progress,
             seed=seed,
         )
+        self.run = run_digest(seed, settings, self.pools)
         self._end = _silent_ids(processing_class)
         self._caches = getattr(model.config, "use_cache", None)
         super().__init__(
@@ -402,25 +402,10 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             self.model.forward = prepared
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save what trains, and nothing of the frozen rest."""
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        model = self.accelerator.unwrap_model(self.model)
-        trained = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
-        save_file(trained, folder / TRAINED)
+        save_trained(self.accelerator.unwrap_model(self.model), Path(output_dir or self.args.output_dir), self.run)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        saved = load_file(Path(resume_from_checkpoint) / TRAINED)
-        target = model if model is not None else self.model
-        trained = {n: p for n, p in target.named_parameters() if p.requires_grad}
-        if saved.keys() != trained.keys():
-            raise ValueError(
-                f"{resume_from_checkpoint} holds {len(saved)} trained tensors that are not the {len(trained)} of this "
-                "model: it is from another run; delete it"
-            )
-        with torch.no_grad():
-            for name, parameter in trained.items():
-                parameter.copy_(saved[name])
+        load_trained(model if model is not None else self.model, Path(resume_from_checkpoint), self.run)
 
 
 def _no_reward(completions: Sequence[Any], **_: Any) -> list[float]:
