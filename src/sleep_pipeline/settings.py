@@ -5,6 +5,7 @@ from typing import Any
 from omegaconf.resolvers import oc
 
 from sleep_pipeline.environment import apply_defaults
+from sleep_pipeline.night_hook import NightHook
 from sleep_pipeline.night_number import night_folder, night_number
 from sleep_pipeline.runtime_parameters import ParameterNamesHook
 from sleep_pipeline.session import NightSession
@@ -14,7 +15,7 @@ apply_defaults()
 
 SESSION_CLASS = NightSession
 
-HOOKS = (ParameterNamesHook(), MlflowHook())
+HOOKS = (ParameterNamesHook(), NightHook(), MlflowHook())
 
 # Kedro depends on its telemetry plugin; its hooks have no business here.
 DISABLE_HOOKS_FOR_PLUGINS = ("kedro-telemetry",)

@@ -4,6 +4,6 @@ The hook is our own. The published plugin costs five seconds of import on every 
 typed parameter group as one string, and keeps its run in MLflow's global state.
 """
 
-from sleep_pipeline.tracking.active import active_run, active_sink, log_artifact, log_figure
+from sleep_pipeline.tracking.active import active_run, active_sink, log_artifact, log_figure, night_sink
 
-__all__ = ["active_run", "active_sink", "log_artifact", "log_figure"]
+__all__ = ["active_run", "active_sink", "log_artifact", "log_figure", "night_sink"]

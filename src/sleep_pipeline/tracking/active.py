@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 # Module state rather than a context variable: threads that a node starts must see it too.
 _active: TrackedRun | None = None
+_phase: TrackedRun | None = None
 
 
 def set_active_run(run: TrackedRun | None) -> None:
@@ -24,8 +25,25 @@ def active_run() -> TrackedRun | None:
     return _active
 
 
+def set_phase_run(run: TrackedRun | None) -> None:
+    """Make `run` the child of the active run that the present phase of a night logs into; the hook alone calls this."""
+    global _phase
+    _phase = run
+
+
+def phase_run() -> TrackedRun | None:
+    """Return the run of the phase that is executing; None where a run has no phases."""
+    return _phase
+
+
 def active_sink() -> MetricSink:
-    """Return where step metrics go: the active run, or nowhere."""
+    """Return where step metrics go: the run of the phase, the active run, or nowhere."""
+    run = _phase or _active
+    return NullSink() if run is None else run.sink
+
+
+def night_sink() -> MetricSink:
+    """Return where the scores of a whole night go: the active run, whatever phase it is in, or nowhere."""
     return NullSink() if _active is None else _active.sink
 
 

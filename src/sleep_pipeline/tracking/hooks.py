@@ -5,6 +5,7 @@ starts while an earlier run is still open (a notebook cell that was interrupted)
 """
 
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,25 @@ from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
-from sleep_pipeline.tracking.active import active_run, set_active_run
+from sleep_pipeline.registry import NightRegistry
+from sleep_pipeline.tracking.active import active_run, phase_run, set_active_run, set_phase_run
 from sleep_pipeline.tracking.config import TrackingConfig
 from sleep_pipeline.tracking.flatten import clean_name, used_parameters
 from sleep_pipeline.tracking.git import GitState, git_state
+from sleep_pipeline.tracking.registry import mirror
 from sleep_pipeline.tracking.run import TrackedRun
 
 logger = logging.getLogger(__name__)
 
 _NIGHT = "params:night"
+PHASES = ("collect", "seed", "dream", "refine", "evaluate")
+WHOLE_NIGHTS = ("sleep", "__default__")
+REGISTERS = "register_night_node"
+
+
+def _phase_of(node: Node) -> str | None:
+    """The phase of the night that a node belongs to, by its tags."""
+    return next((phase for phase in PHASES if "night" in node.tags and phase in node.tags), None)
 
 
 def load_config(loader: AbstractConfigLoader, project_path: Path) -> TrackingConfig:
@@ -44,7 +55,9 @@ def _pipeline_name(run_params: dict[str, Any]) -> str:
     return "+".join(run_params.get("pipeline_names") or ["__default__"])
 
 
-def _tags(run_params: dict[str, Any], catalog: CatalogProtocol[Any, Any], git: GitState | None) -> dict[str, str]:
+def _tags(
+    run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol[Any, Any], git: GitState | None
+) -> dict[str, str]:
     tags = {
         "kedro.pipeline": _pipeline_name(run_params),
         "kedro.env": str(run_params.get("env") or "base"),
@@ -52,7 +65,7 @@ def _tags(run_params: dict[str, Any], catalog: CatalogProtocol[Any, Any], git: G
         "mlflow.source.name": "kedro run",
     }
     night = (run_params.get("runtime_params") or {}).get("night")
-    if night is None and _NIGHT in catalog:
+    if night is None and _NIGHT in pipeline.inputs():
         night = catalog.load(_NIGHT)
     if night is not None:
         tags["night"] = str(night)
@@ -69,6 +82,8 @@ class MlflowHook:
     def __init__(self) -> None:
         self._config = TrackingConfig(enabled=False)
         self._started: dict[str, float] = {}
+        self._phased = False
+        self._phase: str | None = None
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
@@ -85,9 +100,18 @@ class MlflowHook:
             return
         name = _pipeline_name(run_params)
         git = git_state(Path(run_params["project_path"]))
-        tags = _tags(run_params, catalog, git)
+        tags = _tags(run_params, pipeline, catalog, git)
         title = f"{name} night {tags['night']}" if "night" in tags else name
-        run = TrackedRun.start(self._config, self._config.experiment(name), title, tags)
+        experiment = self._config.experiment(name)
+        self._phased = name in WHOLE_NIGHTS
+        run = None
+        if self._phased and "night" in tags and not os.environ.get("MLFLOW_RUN_ID"):
+            same = {key: tags[key] for key in ("night", "kedro.env", "kedro.pipeline")}
+            run = TrackedRun.unfinished(self._config, experiment, same)
+        if run is None:
+            run = TrackedRun.start(self._config, experiment, title, tags)
+        else:
+            run.set_tags(tags)
         set_active_run(run)
         self._started = {"": time.perf_counter()}
         logger.info("MLflow run %s in %s", run.run_id, self._config.tracking_uri)
@@ -98,7 +122,12 @@ class MlflowHook:
 
     @hook_impl
     def before_node_run(self, node: Node) -> None:
-        """Start the clock of `node`."""
+        """Start the clock of `node`, and the run of its phase if it is the first of it."""
+        run, phase = active_run(), _phase_of(node)
+        if run is not None and self._phased and phase is not None and phase != self._phase:
+            self._end_phase("FINISHED")
+            self._phase = phase
+            set_phase_run(run.child(phase, {"phase": phase}))
         self._started[node.name] = time.perf_counter()
 
     @hook_impl
@@ -115,8 +144,15 @@ class MlflowHook:
             self._log_seconds(node.name)
 
     @hook_impl
-    def after_pipeline_run(self) -> None:
-        """End the run as FINISHED."""
+    def after_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]
+    ) -> None:
+        """Show a registered night as a model with its parent, and end the run as FINISHED."""
+        if any(node.name == REGISTERS for node in pipeline.nodes):
+            run = active_run()
+            environment = str(run_params.get("env") or "base")
+            registry = NightRegistry(catalog.load("models_folder"))
+            mirror(registry, self._config, environment, run.run_id if run else None)
         self._end("FINISHED")
 
     @hook_impl
@@ -134,10 +170,18 @@ class MlflowHook:
             seconds = time.perf_counter() - started
             run.sink.log_metrics({f"seconds/{clean_name(name or 'total')}": seconds}, step=0)
 
+    def _end_phase(self, status: str) -> None:
+        run = phase_run()
+        self._phase = None
+        set_phase_run(None)
+        if run is not None:
+            run.finish(status)
+
     def _end(self, status: str) -> None:
         run = active_run()
         if run is None:
             return
+        self._end_phase(status)
         if status != "KILLED":
             self._log_seconds("")
         set_active_run(None)

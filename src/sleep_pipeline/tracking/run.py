@@ -42,6 +42,22 @@ class TrackedRun:
         atexit.register(self.finish, "KILLED")
 
     @classmethod
+    def unfinished(cls, config: TrackingConfig, experiment: str, tags: Mapping[str, str]) -> "TrackedRun | None":
+        """Take up the latest run with these tags, unless it finished or there is none."""
+        from mlflow.entities import RunStatus
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(tracking_uri=config.tracking_uri)
+        query = " and ".join(f"tags.`{clean_name(name)}` = '{value}'" for name, value in tags.items())
+        found = client.search_runs(
+            [experiment_id(client, experiment, config)], query, max_results=1, order_by=["attributes.start_time DESC"]
+        )
+        if not found or found[0].info.status == RunStatus.to_string(RunStatus.FINISHED):
+            return None
+        client.update_run(found[0].info.run_id, status="RUNNING")
+        return cls(client, found[0].info.run_id)
+
+    @classmethod
     def start(cls, config: TrackingConfig, experiment: str, name: str, tags: Mapping[str, str]) -> "TrackedRun":
         """Start a run in `experiment`, or attach to the one that `MLFLOW_RUN_ID` names.
 
@@ -73,6 +89,13 @@ class TrackedRun:
         identity = {"mlflow.user": _user(), "mlflow.source.type": "LOCAL"}
         created = client.create_run(experiment_id(client, experiment, config), run_name=name, tags={**identity, **tags})
         return cls(client, created.info.run_id)
+
+    def child(self, name: str, tags: Mapping[str, str]) -> "TrackedRun":
+        """Start a run that MLflow shows below this one."""
+        experiment = self.client.get_run(self.run_id).info.experiment_id
+        identity = {"mlflow.user": _user(), "mlflow.source.type": "LOCAL", "mlflow.parentRunId": self.run_id}
+        created = self.client.create_run(experiment, run_name=name, tags={**identity, **tags})
+        return TrackedRun(self.client, created.info.run_id)
 
     def log_params(self, params: Mapping[str, str]) -> None:
         """Record `params`; where an attached run already holds another value, the first one stays."""

@@ -12,7 +12,7 @@ from sleep_pipeline.evaluation.settings import EvaluationSettings
 from sleep_pipeline.night_model import MachineSettings, MemorySettings, NightModel, open_model
 from sleep_pipeline.night_number import folder_of
 from sleep_pipeline.seeding.settings import SeedingSettings
-from sleep_pipeline.tracking import active_sink
+from sleep_pipeline.tracking import night_sink
 
 # Kedro evaluates the annotations of nodes when a command starts, so these stand for types whose import is slow.
 Table = Any  # pandas.DataFrame
@@ -76,9 +76,9 @@ def evaluate_night(
         "training": seeded.get("seconds", 0.0),
         "evaluating": time.perf_counter() - began,
     }
-    sink = active_sink()
     flat = {f"night/{name}": value for name, value in metrics.items() if isinstance(value, float)}
-    sink.log_metrics(flat | _values("night", metrics), step=night)
+    flat["night/seconds"] = sum(metrics["seconds"].values())
+    night_sink().log_metrics(flat | _values("night", metrics), step=night)
     replies = pd.concat([*answers, tonight], ignore_index=True)
     return metrics, after.to_json(), replies
 
