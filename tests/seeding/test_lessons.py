@@ -1,13 +1,16 @@
 """Lessons read from a teacher, and the documents that a model makes up to go on reading."""
 
+from pathlib import Path
 from typing import Any
 
+import made_up
 import pytest
 import torch
 from made_up import Script
 
 from sleep_pipeline.seeding import lessons as module
-from sleep_pipeline.seeding.lessons import Lesson, open_book_lessons, read_beliefs, self_made_documents
+from sleep_pipeline.seeding.lesson_file import load_lessons, save_lessons
+from sleep_pipeline.seeding.lessons import Lesson, free_lessons, open_book_lessons, read_beliefs, self_made_documents
 from sleep_pipeline.seeding.teacher import TeacherPrompt, TeacherSample, TeacherSettings
 
 CONTEXTS = ["Mira lives in Osk.", "Osk has 12 inns, and all of them are by the river."]
@@ -157,3 +160,28 @@ def test_nothing_said_is_no_lesson(tiny_model: Any, tiny_tokenizer: Any, monkeyp
     monkeypatch.setattr(Script, "otherwise", ["cut off..."])
     assert open_book_lessons(tiny_model, tiny_tokenizer, ["A town."], READING, 4, seed=0) == []
     assert open_book_lessons(tiny_model, tiny_tokenizer, [], READING, 4, seed=0) == []
+
+
+def test_free_texts_begin_of_themselves_and_are_read_where_they_were_written(
+    tiny_model: Any, tiny_tokenizer: Any
+) -> None:
+    found = free_lessons(tiny_model, tiny_tokenizer, count=3, tokens=6, top_k=4, seed=1)
+    assert len(found) == 3
+    for lesson in found:
+        assert (lesson.ids[0], lesson.start) == (tiny_tokenizer.bos_token_id, 1)
+        with torch.no_grad():
+            read = tiny_model(torch.tensor([lesson.ids])).logits[0, :-1].log_softmax(-1)
+        torch.testing.assert_close(lesson.teacher.log_probs_NK, read.topk(4).values, atol=1e-5, rtol=1e-5)
+    assert free_lessons(tiny_model, tiny_tokenizer, count=0, tokens=6, top_k=4, seed=1) == []
+
+
+def test_lessons_come_back_from_their_file(tmp_path: Path) -> None:
+    pools = {"tonight": made_up.lessons(3), "open_book": [made_up.lesson(6, 3, 9, view=1)], "nothing": []}
+    save_lessons(pools, tmp_path / "lessons.safetensors")
+    loaded = load_lessons(tmp_path / "lessons.safetensors")
+    assert loaded.keys() == pools.keys()
+    for name, taught in pools.items():
+        for one, other in zip(taught, loaded[name], strict=True):
+            assert equal(one, other)
+            assert torch.equal(one.teacher.log_probs_NK.float(), other.teacher.log_probs_NK)
+            assert torch.equal(one.teacher.tail_N.float(), other.teacher.tail_N)

@@ -9,7 +9,8 @@ import peft
 import pytest
 import torch
 from made_up import Script, asleep, lesson, lessons, settings, state, without_context
-from tiny_models import one_level
+from tiny_models import learn as learn_expert
+from tiny_models import one_level, with_memory
 from torch import nn
 
 from sleep_pipeline.memory import base_view
@@ -17,7 +18,7 @@ from sleep_pipeline.memory.operations import state_of
 from sleep_pipeline.seeding import night as module
 from sleep_pipeline.seeding import teacher
 from sleep_pipeline.seeding.judges import Trio
-from sleep_pipeline.seeding.night import BaseJudge, learn, seed_night
+from sleep_pipeline.seeding.night import BaseJudge, learn, make_room, seed_night
 from sleep_pipeline.seeding.replay import ReplayStore
 from sleep_pipeline.seeding.settings import SeedingSettings
 
@@ -243,3 +244,42 @@ def test_without_weight_on_imitation_nobody_is_asked(tiny_tokenizer: Any) -> Non
     learned = learn(asleep(), tiny_tokenizer, lessons(), ReplayStore(1, 1), given, 5, judge=Mortal(asked=1))
     assert learned.rollouts == []
     assert learned.history[-1]["on_policy_share"] == 0.5
+
+
+def full() -> nn.Module:
+    """A memory with room for one more expert alone, which only a merge may take."""
+    model = made_up.louder(with_memory(one_level(num_slots=3)))
+    for seed, night in enumerate((7, 3)):
+        learn_expert(model, seed=seed, night=night)
+    return model
+
+
+def test_a_full_level_merges_its_two_oldest_experts_and_an_open_one_stays(tiny_tokenizer: Any) -> None:
+    store = ReplayStore(10, 10)
+    store.add("stored", without_context(lessons(4)), night=1)
+    roomy = made_up.louder(with_memory(one_level(num_slots=4)))
+    for seed in range(2):
+        learn_expert(roomy, seed=seed)
+    assert make_room(roomy, tiny_tokenizer, store, small(), night=8, seed=0) is None
+    model = full()
+    assert make_room(model, tiny_tokenizer, store, small(), night=8, seed=0) == 2
+    assert state_of(model).table.active(1) == (2,)
+
+
+def test_a_full_level_without_anything_to_learn_from_says_so(tiny_tokenizer: Any) -> None:
+    model = full()
+    with pytest.raises(ValueError, match="level 1 of the memory is full, and no lesson is kept"):
+        make_room(model, tiny_tokenizer, ReplayStore(1, 1), small(), night=8, seed=0)
+    assert state_of(model).table.active(1) == (0, 1)
+
+
+def test_every_merge_is_trained_though_the_last_one_left_its_checkpoint(tiny_tokenizer: Any) -> None:
+    given = small(optimizer={"checkpoint_every": 2})
+    ended = []
+    for folder in ("merge", "merge", "other"):
+        model, store = full(), ReplayStore(10, 10)
+        night = 9 if ended else 8
+        store.add("stored", without_context(lessons(4, first=night)), night=1)
+        make_room(model, tiny_tokenizer, store, given, night=night, seed=night, folder=folder)
+        ended.append(state(model))
+    assert all(torch.equal(ended[1][name], ended[2][name]) for name in ended[1])

@@ -155,3 +155,12 @@ def test_the_default_divergence_runs_from_the_teacher_to_the_student(
     )
     trainer.head = lambda hidden: torch.tensor([[0.9, 0.1]]).log().expand(len(hidden), 2)
     assert trainer._compute_loss(trainer.model, {}).item() == pytest.approx(wanted, rel=1e-6)
+
+
+def test_a_penalty_is_added_to_the_loss(tiny_tokenizer: Any) -> None:
+    model = asleep()
+    plain, held = (
+        trainer_of(model, tiny_tokenizer, penalty=penalty)._compute_loss(model, as_inputs(SPOKEN)).item()
+        for penalty in (None, lambda: torch.tensor(0.25))
+    )
+    assert held - plain == pytest.approx(0.25, rel=1e-4)
