@@ -130,3 +130,14 @@ def test_a_prompt_that_is_too_long_is_refused(tiny_model: Any, tiny_tokenizer: A
 def test_settings_that_draw_nothing_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SamplingSettings(**values)
+
+
+def test_a_reply_knows_which_of_several_end_marks_the_model_said(eager_to_end: Any, tiny_tokenizer: Any) -> None:
+    other = 40
+    eager_to_end.generation_config.eos_token_id = [other, tiny_tokenizer.eos_token_id]
+    sampler = TransformersSampler(eager_to_end, tiny_tokenizer, SamplingSettings(max_new_tokens=8))
+    replies = [reply for drawn in sampler.sample(PROMPTS, count=30) for reply in drawn]
+    assert {reply.end for reply in replies} == {None, other, tiny_tokenizer.eos_token_id}
+    for reply in replies:
+        assert (reply.end is not None) == reply.ended
+        assert not {other, tiny_tokenizer.eos_token_id} & set(reply.ids)

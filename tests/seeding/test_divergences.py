@@ -13,6 +13,7 @@ from sleep_pipeline.seeding.divergences import (
     Kind,
     LiveTeacher,
     cache_teacher,
+    compare_tokens,
     divergence,
     token_divergences,
 )
@@ -154,3 +155,41 @@ def test_what_does_not_fit_together_is_refused() -> None:
         divergence(logits, logits, "jsd", 1.0)
     with pytest.raises(ValueError, match="'kl' is unknown; choose one of forward_kl"):
         divergence(logits, logits, "kl")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("k", [3, None])
+@pytest.mark.parametrize("rows", [None, 2])
+def test_log_probabilities_of_what_was_said_come_from_the_same_logits(k: int | None, rows: int | None) -> None:
+    hidden, weight, logits = draw(4, 1.0)
+    teacher = LiveTeacher(logits, lambda h: h) if k is None else cache_teacher(logits, k)
+    said = torch.tensor([0, 10, 3, 3, 7, 1, 9])
+    calls = []
+
+    def head(h: torch.Tensor) -> torch.Tensor:
+        calls.append(len(h))
+        return h @ weight.T
+
+    distances, log_probs = compare_tokens(hidden, head, teacher, "jsd", 0.3, said, rows)
+    assert sum(calls) == N + (rows is None), "one pass over the tokens, after a look at the size of the vocabulary"
+    assert torch.equal(
+        distances, token_divergences(hidden, lambda h: h @ weight.T, teacher, "jsd", 0.3, rows_at_a_time=rows)
+    )
+    wanted = [
+        math.log(softmax(row)[token]) for row, token in zip((hidden @ weight.T).tolist(), said.tolist(), strict=True)
+    ]
+    assert log_probs.tolist() == pytest.approx(wanted, rel=1e-9)
+    plain = torch.log_softmax(hidden @ weight.T, -1).gather(-1, said[:, None]).sum()
+    for found, expected in zip(
+        torch.autograd.grad(log_probs.sum(), (hidden, weight)),
+        torch.autograd.grad(plain, (hidden, weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_without_tokens_there_are_no_log_probabilities_and_without_positions_nothing() -> None:
+    hidden, weight, logits = draw()
+    distances, log_probs = compare_tokens(hidden, lambda h: h @ weight.T, cache_teacher(logits, 2), "forward_kl")
+    assert (distances.shape, log_probs.shape) == ((N,), (0,))
+    nothing = compare_tokens(hidden[:0], lambda h: h @ weight.T, cache_teacher(logits, 2)[slice(0, 0)], "forward_kl")
+    assert [part.shape for part in nothing] == [(0,), (0,)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from sleep_pipeline.generation.modes import evaluating
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -46,7 +48,7 @@ def reply_log_probs(
         padded = tokenizer.pad(
             {"input_ids": [encoded[index][0] for index in batch]}, padding_side="right", return_tensors="pt"
         ).to(model.device)
-        with torch.inference_mode():
+        with evaluating(model), torch.inference_mode():
             logits = model(**padded).logits[:, :-1]
             said = padded["input_ids"][:, 1:, None]
             values = logits.gather(-1, said)[..., 0].float() - logits.float().logsumexp(-1)

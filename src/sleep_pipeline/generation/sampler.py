@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm.auto import tqdm
 
+from sleep_pipeline.generation.modes import evaluating
+
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -64,12 +66,14 @@ class Reply:
         ids: its tokens, the end mark left out.
         log_probs: of these tokens and, where the reply ended, its end mark; nats, at the temperature drawn at.
         ended: whether the model ended it, rather than the limit.
+        end: the end mark that it said; some models have several.
     """
 
     text: str
     ids: tuple[int, ...]
     log_probs: tuple[float, ...]
     ended: bool
+    end: int | None = None
 
 
 class Sampler(Protocol):
@@ -135,14 +139,10 @@ class TransformersSampler:
         noise = torch.rand(len(prompts), count, self.settings.max_new_tokens, generator=generator)
         batches = list(self._batches(encoded, count))
         bar: Any = tqdm(batches, progress, disable=None if progress else True, unit="batch")
-        was_training = self._model.training
-        self._model.eval()
-        try:
+        with evaluating(self._model):
             for batch in bar:
                 for index, drawn in zip(batch, self._draw([encoded[i] for i in batch], noise[batch]), strict=True):
                     replies[index] = drawn
-        finally:
-            self._model.train(was_training)
         return replies
 
     def _check_window(self, encoded: Sequence[Sequence[int]]) -> None:
@@ -245,4 +245,4 @@ class TransformersSampler:
         ended = length > 0 and ids[length - 1] in ends
         kept = tuple(ids[: length - ended])
         text = self._tokenizer.decode(kept, skip_special_tokens=True)
-        return Reply(text, kept, tuple(values[:length]), ended)
+        return Reply(text, kept, tuple(values[:length]), ended, ids[length - 1] if ended else None)

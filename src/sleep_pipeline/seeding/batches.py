@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sleep_pipeline.seeding.divergences import CachedTeacher
+from sleep_pipeline.seeding.divergences import CachedTeacher, join
 from sleep_pipeline.seeding.lessons import Lesson
 
 WORTH_SPLITTING = 0.8
@@ -62,9 +62,6 @@ def positions(spans: Sequence[tuple[int, int]], device: torch.device) -> tuple[T
 
 
 def join_teachers(lessons: Sequence[Lesson], device: torch.device) -> CachedTeacher:
-    """The beliefs of several lessons, one after another."""
-    return CachedTeacher(
-        torch.cat([lesson.teacher.tokens_NK for lesson in lessons]).to(device),
-        torch.cat([lesson.teacher.log_probs_NK for lesson in lessons]).to(device),
-        torch.cat([lesson.teacher.tail_N for lesson in lessons]).to(device),
-    )
+    """The beliefs of several lessons, one after another; see `divergences.join`."""
+    joined = join([lesson.teacher for lesson in lessons])
+    return CachedTeacher(joined.tokens_NK.to(device), joined.log_probs_NK.to(device), joined.tail_N.to(device))

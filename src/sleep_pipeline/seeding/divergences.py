@@ -10,7 +10,7 @@ that is never more than the divergence over the whole vocabulary, and equal to i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -74,6 +74,26 @@ def cache_teacher(logits_NV: Tensor, k: int) -> CachedTeacher:
     others = logits_NV.scatter(-1, order, -torch.inf)
     tail = (torch.logsumexp(others, dim=-1) - total_N).clamp(min=_LEAST)
     return CachedTeacher(order, log_probs, tail)
+
+
+def join(teachers: Sequence[CachedTeacher]) -> CachedTeacher:
+    """The positions of several caches one after another, over as many tokens as all of them keep.
+
+    What a wider cache keeps beyond that joins its other tokens, so that its divergences stay those of a narrower cache
+    of the same teacher.
+    """
+    k = min(teacher.tokens_NK.shape[-1] for teacher in teachers)
+    tails = [
+        torch.logsumexp(torch.cat([teacher.tail_N[:, None], teacher.log_probs_NK[:, k:]], dim=-1), dim=-1)
+        if teacher.tokens_NK.shape[-1] > k
+        else teacher.tail_N
+        for teacher in teachers
+    ]
+    return CachedTeacher(
+        torch.cat([teacher.tokens_NK[:, :k] for teacher in teachers]),
+        torch.cat([teacher.log_probs_NK[:, :k] for teacher in teachers]),
+        torch.cat(tails),
+    )
 
 
 def outcomes(logits_NV: Tensor, teacher: CachedTeacher) -> tuple[Tensor, Tensor]:

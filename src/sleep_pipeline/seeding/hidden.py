@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sleep_pipeline.generation.modes import evaluating
 from sleep_pipeline.seeding.divergences import Head
 
 
@@ -55,13 +56,10 @@ def answer_head(model: nn.Module) -> Head:
 
     device = next(lm.parameters()).device
     ids = torch.randint(0, config.vocab_size, (1, 4), generator=torch.Generator().manual_seed(0)).to(device)
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         hidden = hidden_states(lm, ids, torch.ones_like(ids))
         expected = lm(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
         found = head(hidden)
-    model.train(was_training)
     if found.shape != expected.shape or not torch.allclose(found.float(), expected.float(), rtol=1e-2, atol=1e-2):
         raise ValueError(
             f"the logits of {type(lm).__name__} are not its output embedding of its last hidden states, not even with "

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from sleep_pipeline.seeding.divergences import CachedTeacher
+from sleep_pipeline.seeding.divergences import CachedTeacher, join
 from sleep_pipeline.seeding.lessons import Lesson
 
 
@@ -38,9 +38,9 @@ def load_lessons(path: Path) -> dict[str, list[Lesson]]:
 
 
 def pack(lessons: Sequence[tuple[Lesson, int]]) -> dict[str, torch.Tensor]:
-    """Lessons of different lengths as flat tensors with their lengths beside them."""
-    teachers = [lesson.teacher for lesson, _ in lessons]
-    width = teachers[0].tokens_NK.shape[-1] if teachers else 1
+    """Lessons of different lengths as flat tensors with their lengths beside them, all cut to the least `top_k`."""
+    nothing = CachedTeacher(torch.zeros(0, 1, dtype=torch.int64), torch.zeros(0, 1), torch.zeros(0))
+    teachers = join([lesson.teacher for lesson, _ in lessons] or [nothing])
     return {
         "ids": torch.tensor([token for lesson, _ in lessons for token in lesson.ids], dtype=torch.int32),
         "lengths": torch.tensor([len(lesson.ids) for lesson, _ in lessons], dtype=torch.int32),
@@ -49,9 +49,9 @@ def pack(lessons: Sequence[tuple[Lesson, int]]) -> dict[str, torch.Tensor]:
         "views": torch.tensor([lesson.view for lesson, _ in lessons], dtype=torch.int32),
         "prompts": torch.tensor([token for lesson, _ in lessons for token in lesson.teacher_prompt], dtype=torch.int32),
         "prompt_lengths": torch.tensor([len(lesson.teacher_prompt) for lesson, _ in lessons], dtype=torch.int32),
-        "tokens": torch.cat([t.tokens_NK for t in teachers] or [torch.zeros(0, width)]).to(torch.int32),
-        "log_probs": torch.cat([t.log_probs_NK for t in teachers] or [torch.zeros(0, width)]).float(),
-        "tails": torch.cat([t.tail_N for t in teachers] or [torch.zeros(0)]).float(),
+        "tokens": teachers.tokens_NK.to(torch.int32),
+        "log_probs": teachers.log_probs_NK.float(),
+        "tails": teachers.tail_N.float(),
     }
 
 

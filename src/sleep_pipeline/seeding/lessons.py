@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sleep_pipeline.generation.modes import evaluating
 from sleep_pipeline.generation.sampler import SamplingSettings, TransformersSampler
 from sleep_pipeline.seeding.divergences import CachedTeacher, cache_teacher
 from sleep_pipeline.seeding.teacher import Message, TeacherSample, TeacherSettings, read_pairs, shares
@@ -85,7 +86,7 @@ def read_beliefs(
         padded = tokenizer.pad(
             {"input_ids": [taught[index][0] for index in batch]}, padding_side="right", return_tensors="pt"
         ).to(model.device)
-        with torch.inference_mode():
+        with evaluating(model), torch.inference_mode():
             logits = model(**padded).logits
         for row, index in zip(logits, batch, strict=True):
             ids, start = taught[index]
@@ -151,7 +152,7 @@ def free_lessons(
         ids = (tokenizer.bos_token_id, *reply.ids)
         if len(ids) < 2:
             continue
-        with torch.inference_mode():
+        with evaluating(model), torch.inference_mode():
             logits = model(input_ids=torch.tensor([ids], device=model.device)).logits[0, :-1]
         kept = cache_teacher(logits, min(top_k, logits.shape[-1]))
         teacher = CachedTeacher(kept.tokens_NK.cpu(), kept.log_probs_NK.cpu(), kept.tail_N.cpu())

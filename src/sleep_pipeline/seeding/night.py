@@ -175,11 +175,10 @@ def learn(
         views: see `KnowledgeSeedingTrainer`.
         folder: for checkpoints.
         progress: whether to show a bar.
-        resume: whether to go on from the last checkpoint in `folder`, if there is one.
+        resume: whether to go on from the last complete checkpoint of the same run in `folder`, if there is one.
         penalty: see `KnowledgeSeedingTrainer`.
     """
-    from transformers.trainer_utils import get_last_checkpoint
-
+    from sleep_pipeline.seeding.checkpoints import last_checkpoint
     from sleep_pipeline.seeding.trainer import KnowledgeSeedingTrainer
 
     reward = None
@@ -203,8 +202,8 @@ def learn(
         progress=progress,
         penalty=penalty,
     )
-    last = get_last_checkpoint(str(folder)) if resume and Path(folder).is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
+    last = last_checkpoint(Path(folder), trainer.run) if resume else None
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
     return Learned(trainer.history, trainer.rollouts, time.perf_counter() - began)
 
 

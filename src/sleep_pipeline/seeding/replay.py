@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from sleep_pipeline.seeding.lesson_file import pack, unpack
@@ -67,7 +67,7 @@ class ReplayStore:
         self.pools[pool].offer(lessons, night, random.Random(f"{seed}/{night}/{pool}"))
 
     def save(self, path: Path) -> None:
-        """Write the store as safetensors."""
+        """Write the store as safetensors; lessons of different `top_k` are cut to the least."""
         tensors: dict[str, torch.Tensor] = {}
         metadata = {}
         for name, pool in self.pools.items():
@@ -84,7 +84,11 @@ class ReplayStore:
         Raises:
             ValueError: the file is not a replay store.
         """
-        with safe_open(path, "pt") as file:
+        try:
+            opened = safe_open(path, "pt")
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no replay store: {error}") from error
+        with opened as file:
             metadata = file.metadata() or {}
             if any(f"{name}.capacity" not in metadata for name in POOLS):
                 raise ValueError(f"{path} is no replay store: it lacks the pools {' and '.join(POOLS)}")

@@ -22,7 +22,7 @@ import contextlib
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import Path
@@ -30,7 +30,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -38,13 +37,13 @@ from trl import GRPOConfig, GRPOTrainer
 from sleep_pipeline.generation.sampler import SamplingSettings, TransformersSampler
 from sleep_pipeline.memory import teacher_view
 from sleep_pipeline.seeding.batches import batches, join_teachers, pad, positions
+from sleep_pipeline.seeding.checkpoints import load_trained, run_digest, save_trained
 from sleep_pipeline.seeding.divergences import Head, LiveTeacher, compare_tokens
 from sleep_pipeline.seeding.hidden import answer_head, hidden_states
 from sleep_pipeline.seeding.lessons import Lesson
 from sleep_pipeline.seeding.rewards import RewardFunction
 from sleep_pipeline.seeding.settings import SeedingSettings
 
-TRAINED = "trained.safetensors"
 View = Callable[[], AbstractContextManager[None]]
 
 
@@ -125,6 +124,8 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             use_cpu=device.type == "cpu",
             gradient_checkpointing=optimizer.gradient_checkpointing,
             disable_dropout=True,
+            # A process may split its rows into two forward passes where another does not: no talk among them in these.
+            ddp_broadcast_buffers=False,
             shuffle_dataset=False,
             remove_unused_columns=False,
             save_strategy="steps" if optimizer.checkpoint_every else "no",
@@ -135,7 +136,9 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             disable_tqdm=not progress,
             seed=seed,
         )
+        self.run = run_digest(seed, settings, self.pools)
         self._end = _silent_ids(processing_class)
+        self._caches = getattr(model.config, "use_cache", None)
         super().__init__(
             model=model,
             reward_funcs=[reward or _no_reward],
@@ -160,12 +163,22 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         """The night's manifest says what a checkpoint is."""
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, and hand the model back as it came: accelerate leaves its forward pass in autocast for good."""
+        """Train, and hand the model back as it came.
+
+        Accelerate leaves its forward pass in autocast for good, and a mark by which the next training would take the
+        model for prepared already, and train without autocast. The trainer switches the cache of `generate` off.
+        """
+        own: dict[str, Any] = self.model.__dict__
+        forward = own.get("forward")
         try:
             return super().train(*args, **kwargs)
         finally:
-            self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)
-            self.model.__dict__.pop("forward", None)
+            for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+                own.pop(name, None)
+            if forward is not None:
+                self.model.forward = forward
+            if self._caches is not None:
+                self.model.config.use_cache = self._caches
             self.model.eval()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -199,7 +212,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         with self._generation_precision():
             drawn = self.sampler.continue_ids(prompts[::group], group, seed=seed)
         replies = [reply for replies in drawn for reply in replies]
-        said = [[*reply.ids, *([self.eos_token_ids[0]] if reply.ended else [])] for reply in replies]
+        said = [[*reply.ids, *([] if reply.end is None else [reply.end])] for reply in replies]
         rewards = torch.zeros(len(inputs), device=self.accelerator.device)
         if self.rewarded:
             texts = [reply.text for reply in replies]
@@ -372,31 +385,27 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         accumulated = self.args.gradient_accumulation_steps
         return self.state.global_step * accumulated + self._step % accumulated
 
-    def _generation_precision(self) -> AbstractContextManager[Any]:
-        """Autocast pays for a GPU; on a CPU it would cast the weights anew for every token."""
-        device = self.accelerator.device.type
-        return contextlib.nullcontext() if device == "cpu" else self.compute_loss_context_manager()
+    @contextlib.contextmanager
+    def _generation_precision(self) -> Iterator[None]:
+        """Autocast, which accelerate put into the forward pass, pays for a GPU; a CPU would cast all weights anew for
+        every token.
+        """
+        own: dict[str, Any] = self.model.__dict__
+        prepared = own.get("forward")
+        if self.accelerator.device.type != "cpu" or "_original_forward" not in own:
+            yield
+            return
+        self.model.forward = own["_original_forward"]
+        try:
+            yield
+        finally:
+            self.model.forward = prepared
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save what trains, and nothing of the frozen rest."""
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        model = self.accelerator.unwrap_model(self.model)
-        trained = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
-        save_file(trained, folder / TRAINED)
+        save_trained(self.accelerator.unwrap_model(self.model), Path(output_dir or self.args.output_dir), self.run)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        saved = load_file(Path(resume_from_checkpoint) / TRAINED)
-        target = model if model is not None else self.model
-        trained = {n: p for n, p in target.named_parameters() if p.requires_grad}
-        if saved.keys() != trained.keys():
-            raise ValueError(
-                f"{resume_from_checkpoint} holds {len(saved)} trained tensors that are not the {len(trained)} of this "
-                "model: it is from another run; delete it"
-            )
-        with torch.no_grad():
-            for name, parameter in trained.items():
-                parameter.copy_(saved[name])
+        load_trained(model if model is not None else self.model, Path(resume_from_checkpoint), self.run)
 
 
 def _no_reward(completions: Sequence[Any], **_: Any) -> list[float]:

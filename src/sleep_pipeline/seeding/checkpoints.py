@@ -1,0 +1,73 @@
+"""What of a run's checkpoints is ours: the tensors that train, and of which run they are.
+
+Everything else that a checkpoint needs, transformers' trainer writes beside them, its state last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from sleep_pipeline.seeding.lessons import Lesson
+from sleep_pipeline.seeding.settings import SeedingSettings
+
+TRAINED = "trained.safetensors"
+
+
+def run_digest(seed: int, settings: SeedingSettings, pools: Mapping[str, Sequence[Lesson]]) -> str:
+    """Names a run by all that decides it, so that no run goes on with another's checkpoint."""
+    taught = {pool: [(lesson.ids, lesson.start, lesson.view) for lesson in lessons] for pool, lessons in pools.items()}
+    return hashlib.sha256(repr((seed, settings.model_dump_json(), taught)).encode()).hexdigest()
+
+
+def last_checkpoint(folder: Path, run: str) -> Path | None:
+    """The newest checkpoint of a run that was saved to its end."""
+    complete = [state.parent for state in folder.glob("checkpoint-*/trainer_state.json")]
+    newest_first = sorted(complete, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    return next((path for path in newest_first if _run_of(path) == run), None)
+
+
+def save_trained(model: nn.Module, folder: Path, run: str) -> None:
+    """Save what trains, and nothing of the frozen rest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    trained = {name: tensor.detach().cpu().contiguous() for name, tensor in _trained(model).items()}
+    save_file(trained, folder / TRAINED, {"run": run})
+
+
+def load_trained(model: nn.Module, folder: Path, run: str) -> None:
+    """Put what `save_trained` saved into the model.
+
+    Raises:
+        ValueError: it is of another run or another model.
+    """
+    saved, trained = load_file(folder / TRAINED), _trained(model)
+    if saved.keys() != trained.keys():
+        raise ValueError(
+            f"{folder} holds {len(saved)} trained tensors that are not the {len(trained)} of this model: it is from "
+            "another run; delete it"
+        )
+    if _run_of(folder) != run:
+        raise ValueError(
+            f"{folder} is of a run with another seed, other settings or other lessons: delete it, or name another"
+        )
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(saved[name])
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _run_of(folder: Path) -> str | None:
+    if not (folder / TRAINED).is_file():
+        return None
+    with safe_open(folder / TRAINED, "pt") as file:
+        run: str | None = (file.metadata() or {}).get("run")
+        return run

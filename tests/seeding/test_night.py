@@ -1,0 +1,285 @@
+"""A night's seeding from end to end: all of it happens, or nothing."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import made_up
+import peft
+import pytest
+import torch
+from made_up import Script, asleep, lesson, lessons, settings, state, without_context
+from tiny_models import learn as learn_expert
+from tiny_models import one_level, with_memory
+from torch import nn
+
+from sleep_pipeline.memory import base_view
+from sleep_pipeline.memory.operations import state_of
+from sleep_pipeline.seeding import night as module
+from sleep_pipeline.seeding import teacher
+from sleep_pipeline.seeding.judges import Trio
+from sleep_pipeline.seeding.night import BaseJudge, learn, make_room, seed_night
+from sleep_pipeline.seeding.replay import ReplayStore
+from sleep_pipeline.seeding.settings import SeedingSettings
+
+CONTEXTS = ["Mira lives in Osk.", "Osk has 12 inns."]
+ASK = {"prompts": [{"kind": "quiz", "ask": "Quiz"}], "replies": 2, "reasked": 2, "top_k": 6}
+
+
+class Strict:
+    """A judge who lets nothing pass but what is the same."""
+
+    def agree(self, trios: Sequence[Trio]) -> list[bool]:
+        return [one == other for _, one, other in trios]
+
+
+@pytest.fixture
+def model(tiny_model: Any) -> nn.Module:
+    """The tiny model with an empty memory."""
+    return peft.get_peft_model(made_up.louder(tiny_model), one_level(num_slots=4))
+
+
+@pytest.fixture
+def talkative(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A teacher who asks one question of each text and knows its answer."""
+    monkeypatch.setattr(teacher, "TransformersSampler", Script)
+    replies = {
+        "Quiz": ["Question: Where does Mira live?\nAnswer: Osk", "Question: How many inns?\nAnswer: 12 of them"],
+        "Where does Mira live?": ["Osk"],
+        "How many inns?": ["12 of them"],
+    }
+    monkeypatch.setattr(Script, "replies", replies)
+
+
+def small(**changes: Any) -> SeedingSettings:
+    return settings(teacher=ASK, **changes)
+
+
+def fingerprint(model: nn.Module, store: ReplayStore) -> tuple[Any, Any]:
+    lessons = [[(one.ids, night) for one, night in pool.lessons] for pool in store.pools.values()]
+    return state_of(model).to_dict(), (lessons, [pool.offered for pool in store.pools.values()])
+
+
+@pytest.mark.usefixtures("talkative")
+def test_a_night_leaves_an_expert_and_lessons_for_replay(model: nn.Module, tiny_tokenizer: Any) -> None:
+    before = state(model)
+    store = ReplayStore(10, 10)
+    first, second = (
+        seed_night(model, tiny_tokenizer, CONTEXTS, small(), store, night=night, judge=Strict()) for night in (1, 2)
+    )
+    assert (first.slot, second.slot) == (0, 1)
+    assert state_of(model).table.active(1) == (0, 1)
+    assert first.gathered.data.unlearnable == []
+    assert len(first.gathered.lessons) == 4
+    assert [night for _, night in store.pools["stored"].lessons] == [1] * 4 + [2] * 4
+    assert "divergence/stored" not in first.learned.history[-1]
+    assert "divergence/stored" in second.learned.history[-1]
+    assert first.learned.rollouts
+    assert first.seconds.keys() == {"sampling", "beliefs", "open book", "training"}
+    after = state(model)
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    assert {name.rsplit(".", 1)[-1] for name in changed} == {"keys", "offsets", "down", "up"}
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.usefixtures("talkative")
+def test_the_same_night_twice_gives_bitwise_the_same_model(tiny_settings: Any, tiny_tokenizer: Any) -> None:
+    from sleep_pipeline.pretraining.trainer import build_model
+
+    ended = []
+    for noise in range(2):
+        torch.manual_seed(noise)
+        model = peft.get_peft_model(build_model(tiny_settings.architecture, tiny_tokenizer, seed=0), one_level())
+        torch.manual_seed(noise)
+        seed_night(model, tiny_tokenizer, CONTEXTS, small(), ReplayStore(5, 5), night=1, judge=Strict())
+        ended.append(state(model))
+    assert all(torch.equal(ended[0][name], ended[1][name]) for name in ended[0])
+
+
+@pytest.mark.usefixtures("talkative")
+def test_a_loss_that_is_no_number_leaves_model_and_store_as_they_were(model: nn.Module, tiny_tokenizer: Any) -> None:
+    store = ReplayStore(10, 10)
+    seed_night(model, tiny_tokenizer, CONTEXTS, small(), store, night=1, judge=Strict())
+    tensors, before = state(model), fingerprint(model, store)
+    wild = small(optimizer={"learning_rate": 1e38, "clip_norm": 1e30})
+    with pytest.raises(FloatingPointError, match="nothing of this night has been kept"):
+        seed_night(model, tiny_tokenizer, CONTEXTS, wild, store, night=2, judge=Strict())
+    after = state(model)
+    assert all(torch.equal(after[name], tensors[name]) for name in tensors)
+    assert fingerprint(model, store) == before
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert seed_night(model, tiny_tokenizer, CONTEXTS, small(), store, night=2, judge=Strict()).slot == 1
+
+
+def test_where_the_teacher_agrees_with_nothing_the_night_ends_without_an_expert(
+    model: nn.Module, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teacher, "TransformersSampler", Script)
+    monkeypatch.setattr(Script, "replies", {"Quiz": ["Question: Who?\nAnswer: Mira"], "Who?": ["Jon", "nobody"]})
+    store = ReplayStore(10, 10)
+    store.add("stored", without_context(lessons(2)), night=1)
+    tensors, before = state(model), fingerprint(model, store)
+    seeded = seed_night(model, tiny_tokenizer, CONTEXTS, small(), store, night=2, judge=Strict())
+    assert seeded.slot is None
+    assert seeded.gathered.data.unlearnable == [0, 1]
+    assert seeded.gathered.data.dropped["disagrees with itself"] == 2
+    assert (seeded.learned.history, seeded.learned.rollouts) == ([], [])
+    after = state(model)
+    assert all(torch.equal(after[name], tensors[name]) for name in tensors)
+    assert fingerprint(model, store) == before
+
+
+@pytest.mark.usefixtures("talkative")
+def test_lessons_in_reading_are_rehearsed_and_kept(
+    model: nn.Module, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [lesson(9, 4, seed, k=6) for seed in range(2)]
+    monkeypatch.setattr(module, "self_made_documents", lambda *_: ["A town."])
+    monkeypatch.setattr(module, "open_book_lessons", lambda *_: made)
+    store = ReplayStore(10, 10)
+    given = small(replay={"open_book_documents": 1})
+    seeded = seed_night(model, tiny_tokenizer, CONTEXTS, given, store, night=1, judge=Strict())
+    assert [one.ids for one in store.lessons("open_book")] == [one.ids for one in made]
+    assert "divergence/open_book" in seeded.learned.history[-1]
+
+
+def test_the_base_judge_asks_the_bare_model() -> None:
+    model = asleep()
+    ids = torch.tensor([[5, 6, 7]])
+    said = []
+
+    class Listening:
+        def agree(self, trios: Sequence[Trio]) -> list[bool]:
+            said.append(model(input_ids=ids).logits)
+            return [True] * len(trios)
+
+    with torch.no_grad():
+        assert BaseJudge(model, Listening()).agree([("", "a", "b")]) == [True]  # type: ignore[arg-type]
+        with base_view(model):
+            bare = model(input_ids=ids).logits
+        assert torch.equal(said[0], bare)
+        assert not torch.equal(model(input_ids=ids).logits, bare)
+
+
+class Fatal(Exception):
+    """Stands for a kill."""
+
+
+class Mortal:
+    """A judge of whims who does not live to see a given step."""
+
+    def __init__(self, asked: int = 0) -> None:
+        self.left = asked
+
+    def agree(self, trios: Sequence[Trio]) -> list[bool]:
+        self.left -= 1
+        if not self.left:
+            raise Fatal
+        return [len(one) % 2 == 0 for _, one, _ in trios]
+
+
+WHIMS = {"alpha": 0.3, "imitation": {"gamma": 1.0}}
+
+
+def test_a_killed_night_goes_on_where_it_was_saved(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    given = small(optimizer={"checkpoint_every": 2}, **WHIMS)
+    store = ReplayStore(10, 10)
+    store.add("stored", lessons(3, first=20), night=1)
+
+    def run(folder: str, judge: Mortal, resume: bool = False) -> tuple[nn.Module, Any]:
+        model = asleep(filled=False)
+        return model, learn(
+            model, tiny_tokenizer, lessons(), store, given, 5, judge=judge, folder=tmp_path / folder, resume=resume
+        )
+
+    whole, _ = run("whole", Mortal())
+    with pytest.raises(Fatal):
+        run("killed", Mortal(asked=4))
+    resumed, learned = run("killed", Mortal(), resume=True)
+    assert {row["step"] for row in learned.rollouts} == {2, 3}
+    for (name, one), (_, other) in zip(state(whole).items(), state(resumed).items(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_a_night_killed_while_it_saved_goes_on_from_what_is_complete(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    given = small(optimizer={"checkpoint_every": 2}, **WHIMS)
+    with pytest.raises(Fatal):
+        learn(
+            asleep(),
+            tiny_tokenizer,
+            lessons(),
+            ReplayStore(1, 1),
+            given,
+            5,
+            judge=Mortal(asked=4),
+            folder=tmp_path,
+        )
+    torn = tmp_path / "checkpoint-3"
+    torn.mkdir()
+    (torn / "trained.safetensors").write_bytes((tmp_path / "checkpoint-2" / "trained.safetensors").read_bytes())
+    learned = learn(
+        asleep(), tiny_tokenizer, lessons(), ReplayStore(1, 1), given, 5, judge=Mortal(), folder=tmp_path, resume=True
+    )
+    assert {row["step"] for row in learned.rollouts} == {2, 3}
+
+
+def test_the_checkpoints_of_another_night_are_not_gone_on_with(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    given = small(optimizer={"checkpoint_every": 2})
+    for seed in (5, 6):
+        store, judge = ReplayStore(1, 1), Mortal()
+        learned = learn(
+            asleep(), tiny_tokenizer, lessons(), store, given, seed, judge=judge, folder=tmp_path, resume=True
+        )
+        assert {row["step"] for row in learned.rollouts} == {0, 1, 2, 3}
+
+
+def test_nothing_to_resume_is_a_beginning(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    for folder in (tmp_path / "missing", tmp_path):
+        learned = learn(asleep(), tiny_tokenizer, lessons(), ReplayStore(1, 1), small(), 5, folder=folder, resume=True)
+        assert {row["step"] for row in learned.rollouts} == {0, 1, 2, 3}
+
+
+def test_without_weight_on_imitation_nobody_is_asked(tiny_tokenizer: Any) -> None:
+    given = small(alpha=1.0, imitation={"gamma": 0.5})
+    learned = learn(asleep(), tiny_tokenizer, lessons(), ReplayStore(1, 1), given, 5, judge=Mortal(asked=1))
+    assert learned.rollouts == []
+    assert learned.history[-1]["on_policy_share"] == 0.5
+
+
+def full() -> nn.Module:
+    """A memory with room for one more expert alone, which only a merge may take."""
+    model = made_up.louder(with_memory(one_level(num_slots=3)))
+    for seed, night in enumerate((7, 3)):
+        learn_expert(model, seed=seed, night=night)
+    return model
+
+
+def test_a_full_level_merges_its_two_oldest_experts_and_an_open_one_stays(tiny_tokenizer: Any) -> None:
+    store = ReplayStore(10, 10)
+    store.add("stored", without_context(lessons(4)), night=1)
+    roomy = made_up.louder(with_memory(one_level(num_slots=4)))
+    for seed in range(2):
+        learn_expert(roomy, seed=seed)
+    assert make_room(roomy, tiny_tokenizer, store, small(), night=8, seed=0) is None
+    model = full()
+    assert make_room(model, tiny_tokenizer, store, small(), night=8, seed=0) == 2
+    assert state_of(model).table.active(1) == (2,)
+
+
+def test_a_full_level_without_anything_to_learn_from_says_so(tiny_tokenizer: Any) -> None:
+    model = full()
+    with pytest.raises(ValueError, match="level 1 of the memory is full, and no lesson is kept"):
+        make_room(model, tiny_tokenizer, ReplayStore(1, 1), small(), night=8, seed=0)
+    assert state_of(model).table.active(1) == (0, 1)
+
+
+def test_every_merge_is_trained_though_the_last_one_left_its_checkpoint(tiny_tokenizer: Any) -> None:
+    given = small(optimizer={"checkpoint_every": 2})
+    ended = []
+    for folder in ("merge", "merge", "other"):
+        model, store = full(), ReplayStore(10, 10)
+        night = 9 if ended else 8
+        store.add("stored", without_context(lessons(4, first=night)), night=1)
+        make_room(model, tiny_tokenizer, store, given, night=night, seed=night, folder=folder)
+        ended.append(state(model))
+    assert all(torch.equal(ended[1][name], ended[2][name]) for name in ended[1])

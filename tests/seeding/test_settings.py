@@ -1,0 +1,63 @@
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from sleep_pipeline.seeding.settings import SeedingSettings
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"alfa": 0.5},
+        {"optimizer": {"lr": 1e-3}},
+        {"replay": {"rows": 3}},
+        {"imitation": {"gama": 0.5}},
+        {"teacher": {"topk": 3}},
+    ],
+)
+def test_unknown_names_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        SeedingSettings.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"lambda": 1.1},
+        {"alpha": -0.1},
+        {"divergence": "kl"},
+        {"beta": 1.0},
+        {"rows": 0},
+        {"imitation": {"group": 1}},
+        {"optimizer": {"precision": "fp16"}},
+        {"optimizer": {"steps": 0}},
+    ],
+)
+def test_values_that_make_no_sense_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        SeedingSettings.model_validate(values)
+
+
+def test_lambda_has_the_name_that_the_paper_gives_it_and_one_that_python_allows() -> None:
+    assert SeedingSettings.model_validate({"lambda": 0.5}).on_policy == 0.5
+    assert SeedingSettings(on_policy=0.5).on_policy == 0.5
+    again = SeedingSettings(on_policy=0.25)
+    assert SeedingSettings.model_validate(again.model_dump()) == again
+    assert SeedingSettings.model_validate_json(again.model_dump_json(by_alias=True)) == again
+
+
+@pytest.mark.parametrize(
+    ("share", "rows", "group", "prompts"),
+    [(0.0, 48, 4, 0), (0.125, 48, 4, 2), (0.5, 8, 2, 2), (1.0, 8, 4, 2), (0.04, 48, 4, 0), (0.3, 48, 4, 4)],
+)
+def test_the_on_policy_share_is_rounded_to_whole_groups(share: float, rows: int, group: int, prompts: int) -> None:
+    values = {"rows": rows, "on_policy": share, "imitation": {"group": group}}
+    assert SeedingSettings.model_validate(values).prompts == prompts
+
+
+def test_the_settings_can_be_read_without_torch() -> None:
+    program = "import sys, sleep_pipeline.seeding.settings; sys.exit(bool({'torch', 'trl'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -1,0 +1,341 @@
+"""What training must and must not touch, what the student says in it, and going on after a kill."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import made_up
+import pytest
+import torch
+from made_up import asleep, lesson, lessons, settings, state, trainer_of, whimsical, without_context
+from tiny_models import learn, one_level, with_memory
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from sleep_pipeline.generation.sampler import Reply
+from sleep_pipeline.memory import adapters_view, base_view, experts_view, unlock
+from sleep_pipeline.seeding.hidden import hidden_states
+from sleep_pipeline.seeding.lessons import Lesson
+from sleep_pipeline.seeding.rewards import absolute_reward, imitation_reward
+from sleep_pipeline.seeding.trainer import KnowledgeSeedingTrainer
+
+
+def trained(model: nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_only_the_expert_in_training_changes_and_the_optimizer_holds_nothing_else(
+    precision: str, tiny_tokenizer: Any
+) -> None:
+    model = asleep()
+    before, wanted = state(model), trained(model)
+    trainer = trainer_of(
+        model,
+        tiny_tokenizer,
+        reward=whimsical,
+        settings=settings(optimizer={"precision": precision}),
+    )
+    trainer.train()
+    after = state(model)
+    assert {name for name in after if not torch.equal(after[name], before[name])} == wanted
+    held = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
+    assert {name for name, parameter in model.named_parameters() if any(parameter is one for one in held)} == wanted
+    assert len(held) == len(trainer.optimizer.state) == len(wanted)
+
+
+def test_training_lowers_the_divergence(tiny_tokenizer: Any) -> None:
+    model = asleep(filled=False)
+    trainer = trainer_of(
+        model, tiny_tokenizer, settings=settings(on_policy=0.0, optimizer={"steps": 20, "learning_rate": 0.1})
+    )
+    first = trainer._compute_loss(model, {}).item()
+    trainer.train()
+    assert trainer._compute_loss(model, {}).item() < 0.9 * first
+
+
+def asked(trainer: KnowledgeSeedingTrainer, spoken: list[tuple[Lesson, tuple[int, ...], tuple[int, ...]]]) -> Tensor:
+    return trainer._ask_teachers(spoken, torch.device("cpu")).hidden_ND
+
+
+def predictors(model: nn.Module, one: Lesson, begin: tuple[int, ...], answer: tuple[int, ...]) -> Tensor:
+    """Hidden states of a single conversation where they predict the answer."""
+    ids = torch.tensor([one.teacher_prompt + begin + answer])
+    with torch.no_grad():
+        return hidden_states(model, ids, torch.ones_like(ids))[0, -len(answer) - 1 : -1]
+
+
+def test_the_live_teacher_is_the_model_before_the_sleep_with_the_context_before_it(tiny_tokenizer: Any) -> None:
+    taught = lessons(3)
+    spoken = [(one, one.ids[one.start : one.start + 2], (9, 10, 11)[: 1 + i]) for i, one in enumerate(taught)]
+    awake = made_up.louder(with_memory(one_level(), autocast_adapter_dtype=False)).double()
+    learn(awake, seed=1)
+    wanted = torch.cat([predictors(awake, *each) for each in spoken])
+    model = asleep(torch.float64)
+    found = asked(trainer_of(model, tiny_tokenizer, taught), spoken)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
+    student = torch.cat([predictors(model, *each) for each in spoken])
+    assert not torch.allclose(found, student, rtol=1e-2), "the new expert says something, and is not asked"
+
+
+def two_views() -> tuple[nn.Module, list[Any]]:
+    """A sleep in which two experts of one memory are the teachers, as in a merge."""
+    model = asleep(torch.float64, experts=2)
+    return model, [
+        lambda: experts_view(model, 1, [0]),
+        lambda: experts_view(model, 1, [1]),
+    ]
+
+
+def two_adapters() -> tuple[nn.Module, list[Any]]:
+    """Two memories are the teachers of a third."""
+    model = with_memory(one_level(), adapter_name="monday", autocast_adapter_dtype=False)
+    for seed, name in enumerate(("monday", "tuesday", "student")):
+        if name != "monday":
+            model.add_adapter(name, one_level(), autocast_adapter_dtype=False)  # type: ignore[operator]
+        model.set_adapter(name)  # type: ignore[operator]
+        if name != "student":
+            learn(model, seed=seed)
+    made_up.louder(model).double()
+    unlock(model, 1, adapter_name="student")
+    return model, [lambda: adapters_view(model, ["monday"]), lambda: adapters_view(model, ["tuesday"])]
+
+
+@pytest.mark.parametrize("make", [two_views, two_adapters])
+def test_lessons_are_asked_of_their_own_teachers(make: Any, tiny_tokenizer: Any) -> None:
+    model, views = make()
+    taught = [lesson(9 + i, 3, i, view=1 - i % 2) for i in range(4)]
+    trainer = trainer_of(model, tiny_tokenizer, taught, views=views)
+    spoken = [(one, one.ids[one.start : one.start + 1], (9, 10)) for one in taught]
+    found = asked(trainer, spoken).split(2)
+    for part, each in zip(found, spoken, strict=True):
+        own, other = views[each[0].view], views[1 - each[0].view]
+        with own():
+            torch.testing.assert_close(part, predictors(model, *each), rtol=1e-6, atol=1e-9)
+        with other():
+            assert not torch.allclose(part, predictors(model, *each), rtol=1e-3)
+
+
+class Killed(Exception):
+    """Stands for a kill."""
+
+
+class Dies(TrainerCallback):
+    """Kills the run after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.step:
+            raise Killed
+
+
+@pytest.mark.parametrize("on_policy", [0.0, 0.5])
+def test_a_killed_run_goes_on_to_bitwise_the_same_weights(
+    on_policy: float, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    given = settings(on_policy=on_policy, optimizer={"steps": 4, "checkpoint_every": 2})
+
+    def run(folder: Path, die: int | None = None, resume: bool = False) -> dict[str, Tensor]:
+        model = asleep(filled=False)
+        trainer = trainer_of(
+            model,
+            tiny_tokenizer,
+            reward=whimsical,
+            settings=given,
+            output_dir=folder,
+            replayed=without_context(lessons(3, first=20)),
+            callbacks=[] if die is None else [Dies(die)],
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        assert trainer.state.global_step == 4
+        return state(model)
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", die=3)
+    torch.manual_seed(12345)
+    resumed = run(tmp_path / "killed", resume=True)
+    for name, value in whole.items():
+        assert torch.equal(resumed[name], value), name
+
+
+def test_a_checkpoint_holds_what_trains_and_nothing_of_the_rest(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    model = asleep()
+    given = settings(optimizer={"steps": 2, "checkpoint_every": 2})
+    trainer_of(model, tiny_tokenizer, settings=given, output_dir=tmp_path).train()
+    saved = load_file(tmp_path / "checkpoint-2" / "trained.safetensors")
+    assert saved.keys() == trained(model)
+    assert list(tmp_path.rglob("*.safetensors")) == [tmp_path / "checkpoint-2" / "trained.safetensors"]
+    other = with_memory(one_level(layers_to_transform=[0]))
+    unlock(other, 1)
+    with pytest.raises(ValueError, match=r"checkpoint-2 holds 8 trained tensors that are not the 4 of this model"):
+        trainer_of(other, tiny_tokenizer, settings=given, output_dir=tmp_path).train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match=r"checkpoint-2 is of a run with another seed"):
+        trainer_of(asleep(), tiny_tokenizer, settings=given, output_dir=tmp_path, seed=1).train(
+            resume_from_checkpoint=True
+        )
+
+
+def test_a_loss_that_is_no_number_is_an_error(tiny_tokenizer: Any) -> None:
+    given = settings(optimizer={"learning_rate": 1e38, "clip_norm": 1e30})
+    with pytest.raises(FloatingPointError, match=r"the loss of step \d is nan: lower optimizer.learning_rate"):
+        trainer_of(asleep(), tiny_tokenizer, settings=given).train()
+
+
+def own_attributes(model: nn.Module) -> dict[str, Any]:
+    """What of the outer module's own attributes training could leave behind."""
+    made_by_torch = vars(nn.Module())
+    return {name: value for name, value in vars(model).items() if name not in made_by_torch or name == "training"}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_comes_back_as_it_was(fails: bool, tiny_tokenizer: Any) -> None:
+    model = asleep().eval()
+    ids = torch.tensor([[5, 6, 7]])
+    with base_view(model), torch.no_grad():
+        before = model(input_ids=ids).logits
+    own, configured = own_attributes(model), model.config.to_dict()  # type: ignore[operator,union-attr]
+    trainer = trainer_of(
+        model,
+        tiny_tokenizer,
+        settings=settings(optimizer={"precision": "bf16"}),
+        callbacks=[Dies(2)] if fails else [],
+    )
+    seen = []
+    watch = model.get_submodule("base_model.model").register_forward_hook(
+        lambda *_: seen.append(torch.is_autocast_enabled("cpu"))
+    )
+    if fails:
+        with pytest.raises(Killed):
+            trainer.train()
+    else:
+        trainer.train()
+    watch.remove()
+    assert any(seen), "training itself is in bf16"
+    assert own_attributes(model) == own
+    assert model.config.to_dict() == configured  # type: ignore[operator,union-attr]
+    assert not any(module.training for module in model.modules())
+    with base_view(model), torch.no_grad():
+        assert torch.equal(model(input_ids=ids).logits, before)
+
+
+def test_every_night_of_a_process_trains_in_the_precision_asked_for(tiny_tokenizer: Any) -> None:
+    model = asleep()
+    student = model.get_submodule("base_model.model")
+    for _ in range(2):
+        seen = []
+        watch = student.register_forward_hook(lambda *_, seen=seen: seen.append(torch.is_autocast_enabled("cpu")))
+        trainer_of(model, tiny_tokenizer, settings=settings(on_policy=0.0, optimizer={"precision": "bf16"})).train()
+        watch.remove()
+        assert seen.count(True) >= 4, "autocast in every step"
+
+
+def test_on_a_cpu_the_student_speaks_without_autocast(tiny_tokenizer: Any) -> None:
+    model = asleep()
+    trainer = trainer_of(model, tiny_tokenizer, settings=settings(optimizer={"precision": "bf16"}))
+    spoke = []
+
+    def note(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if kwargs.get("use_cache"):
+            spoke.append(torch.is_autocast_enabled("cpu"))
+
+    model.get_submodule("base_model.model").register_forward_pre_hook(note, with_kwargs=True)
+    trainer.train()
+    assert spoke and not any(spoke)
+
+
+def test_gradient_checkpointing_changes_nothing(tiny_tokenizer: Any) -> None:
+    ended = []
+    for checkpointing in (False, True):
+        model = asleep()
+        given = settings(optimizer={"gradient_checkpointing": checkpointing})
+        trainer_of(model, tiny_tokenizer, reward=whimsical, settings=given).train()
+        ended.append(state(model))
+    for name, value in ended[0].items():
+        torch.testing.assert_close(ended[1][name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_is_logged_and_what_the_student_said_is_kept_with_its_reward(tiny_tokenizer: Any) -> None:
+    model = asleep()
+    taught = lessons()
+    trainer = trainer_of(
+        model,
+        tiny_tokenizer,
+        taught,
+        imitation_reward(0.0, 6, None, tiny_tokenizer.all_special_ids),
+        replayed=without_context(lessons(3, first=20)),
+        open_book=lessons(2, first=30),
+    )
+    trainer.train()
+    assert len(trainer.rollouts) == 4 * 4
+    assert {row["step"] for row in trainer.rollouts} == {0, 1, 2, 3}
+    for row in trainer.rollouts:
+        one = taught[row["lesson"]]
+        rest = [token for token in one.ids[one.start + row["cut"] :] if token > 5]
+        assert row["reference"] == tiny_tokenizer.decode(rest)
+        assert row["question"] == tiny_tokenizer.decode(one.ids[: one.start], skip_special_tokens=True)
+        assert 0 <= row["reward"] <= 1
+    logged = trainer.history[-1]
+    assert logged["on_policy_share"] == 0.5
+    assert logged["reward"] == pytest.approx(sum(row["reward"] for row in trainer.rollouts) / 16)
+    for name in ("tonight", "stored", "open_book", "on_policy"):
+        assert math.isfinite(logged[f"divergence/{name}"])
+
+
+def test_the_advantage_is_the_imitation_reward_less_the_mean_of_its_group(
+    tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Lesson((3, 9, 10, 11, 12, 2), 1, lesson(6, 1, 0).teacher, (8, 3))
+    reward = imitation_reward(0.0, 4, None, tiny_tokenizer.all_special_ids)
+    trainer = trainer_of(asleep(), tiny_tokenizer, [one], reward)
+    replies = [[10, 11, 12], [10, 11, 13], [40], [12]]
+    ends = [2, None, 5, None]
+    all_drawn = [Reply("", tuple(ids), (), end is not None, end) for ids, end in zip(replies, ends, strict=True)]
+    drawn = [all_drawn[:2], all_drawn[2:]]
+    asked_for = []
+    monkeypatch.setattr(
+        trainer.sampler, "continue_ids", lambda prompts, count, seed: asked_for.append((prompts, count)) or drawn
+    )
+    rows = [{"prompt": "", "lesson": 0, "cut": cut} for cut in (1, 1, 3, 3)]
+    batch = trainer._generate_and_score_completions(rows)
+    assert asked_for == [([(3, 9), (3, 9, 10, 11)], 2)]
+    earned = [absolute_reward(ids, rest, 4) for ids, rest in zip(replies, [[10, 11, 12]] * 2 + [[12]] * 2, strict=True)]
+    assert earned == [1.0, pytest.approx(2 / 3), 0.0, 1.0]
+    assert [row["reward"] for row in trainer.rollouts] == pytest.approx(earned)
+    assert batch["advantage"].tolist() == pytest.approx([1 / 6, -1 / 6, -0.5, 0.5])
+    assert batch["completion"].tolist() == [[10, 11, 12, 2], [10, 11, 13, -1], [40, 5, -1, -1], [12, -1, -1, -1]]
+    assert batch["cut"].tolist() == [1, 1, 3, 3]
+
+
+def test_an_answer_is_cut_before_one_of_its_words(tiny_tokenizer: Any) -> None:
+    taught = [Lesson((3, 9, 10, 11, 2), 2, lesson(5, 2, 0).teacher, (8, 3, 9)), *without_context(lessons(2))]
+    trainer = trainer_of(asleep(), tiny_tokenizer, taught, settings=settings(optimizer={"steps": 40}))
+    rows = list(trainer.train_dataset)
+    assert len(rows) == 40 * 2
+    assert {row["lesson"] for row in rows} == {0}, "a lesson whose context is gone cannot be asked"
+    assert {row["cut"] for row in rows} == {0, 1}, "something is left to say"
+
+
+def test_every_lesson_has_its_turn_before_one_comes_again(tiny_tokenizer: Any) -> None:
+    taught = lessons(12)
+    trainer = trainer_of(asleep(), tiny_tokenizer, taught, replayed=without_context(lessons(4, first=20)))
+    drawn: dict[str, list[Lesson]] = {"tonight": [], "stored": [], "open_book": []}
+    for step in range(6):
+        trainer.state.global_step = step
+        for pool, chosen in trainer._off_policy().items():
+            drawn[pool] += chosen
+    assert [len(chosen) for chosen in drawn.values()] == [24, 12, 0]
+    for pool, size in (("tonight", 12), ("stored", 4)):
+        for start in range(0, len(drawn[pool]), size):
+            assert len({one.ids for one in drawn[pool][start : start + size]}) == size
+
+
+def test_what_cannot_be_trained_is_refused(tiny_tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match="there is no lesson to learn"):
+        KnowledgeSeedingTrainer(asleep(), settings(), [], tiny_tokenizer)
+    with pytest.raises(ValueError, match="nothing of the model trains"):
+        KnowledgeSeedingTrainer(with_memory(one_level()), settings(), lessons(), tiny_tokenizer)
