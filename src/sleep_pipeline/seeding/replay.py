@@ -69,13 +69,14 @@ class ReplayStore:
     def save(self, path: Path) -> None:
         """Write the store as safetensors; lessons of different `top_k` are cut to the least."""
         tensors: dict[str, torch.Tensor] = {}
-        metadata = {}
         for name, pool in self.pools.items():
-            metadata[f"{name}.capacity"], metadata[f"{name}.offered"] = str(pool.capacity), str(pool.offered)
+            # As tensors: safetensors writes its metadata in another order every time, and equal stores are equal files.
+            tensors[f"{name}.capacity"] = torch.tensor(pool.capacity)
+            tensors[f"{name}.offered"] = torch.tensor(pool.offered)
             for key, tensor in pack(pool.lessons).items():
                 tensors[f"{name}.{key}"] = tensor
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path, metadata)
+        save_file(tensors, path)
 
     @classmethod
     def load(cls, path: Path) -> ReplayStore:
@@ -89,18 +90,17 @@ class ReplayStore:
         except SafetensorError as error:
             raise ValueError(f"{path} is no replay store: {error}") from error
         with opened as file:
-            metadata = file.metadata() or {}
-            if any(f"{name}.capacity" not in metadata for name in POOLS):
-                raise ValueError(f"{path} is no replay store: it lacks the pools {' and '.join(POOLS)}")
-            store = cls(*(int(metadata[f"{name}.capacity"]) for name in POOLS))
-            for name in POOLS:
-                packed = {
-                    key.removeprefix(f"{name}."): file.get_tensor(key)
-                    for key in file.keys()
-                    if key.startswith(f"{name}.")
-                }
-                store.pools[name].offered = int(metadata[f"{name}.offered"])
-                store.pools[name].lessons = unpack(packed)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+        if any(f"{name}.{key}" not in tensors for name in POOLS for key in ("capacity", "offered")):
+            raise ValueError(f"{path} is no replay store: it lacks the pools {' and '.join(POOLS)}")
+        store = cls(*(int(tensors[f"{name}.capacity"]) for name in POOLS))
+        for name in POOLS:
+            packed = {
+                key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")
+            }
+            store.pools[name].offered = int(packed.pop("offered"))
+            del packed["capacity"]
+            store.pools[name].lessons = unpack(packed)
         return store
 
 
