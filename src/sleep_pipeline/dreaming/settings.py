@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from sleep_pipeline.seeding.teacher import TeacherPrompt
 
 
 class TrialSettings(BaseModel):
@@ -53,3 +55,57 @@ class TrialSettings(BaseModel):
         if self.targets is not None and not self.targets:
             raise ValueError("targets=[] leaves nothing to train; name suffixes such as q_proj, or give null for all")
         return self
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DreamPrompt(TeacherPrompt):
+    """One thing that the dreamer is asked to do with a context.
+
+    Attributes:
+        recall: of a text, the user turn to which it is learned without the context; `{words}` in it becomes the text's
+            first four words, so that texts of several contexts do not all answer the same question.
+        older: how many older memories stand behind tonight's context; the dream combines them. Without any at hand the
+            prompt's share goes to the others.
+    """
+
+    older: NonNegativeInt = 0
+
+
+_RECALL = "Tell me what you know about this: {words}"
+
+
+def _dream_prompts() -> list[DreamPrompt]:
+    return [
+        DreamPrompt(kind="questions", ask="Write 4 questions about the text and answer them.", share=2),
+        DreamPrompt(kind="implications", ask="What follows from the text?", form="text", recall=_RECALL),
+        DreamPrompt(kind="rewrite", ask="Tell the same in other words.", form="text", recall=_RECALL),
+        DreamPrompt(kind="summary", ask="Summarise the text in one sentence.", form="text", recall=_RECALL),
+        DreamPrompt(kind="combination", ask="Write 4 questions about the text and answer them.", older=1),
+    ]
+
+
+class DreamSettings(_Settings):
+    """How dreams are sampled (paper.md section 4, step 1).
+
+    Attributes:
+        prompts: what the dreamer is asked; embedded models understand what they were trained on.
+        dreams: `m`, dreams a context over all prompts, before any is dropped.
+        max_new_tokens: where a dream is cut, and dropped.
+        temperature: 1 draws as the dreamer believes; more is wilder and less often right.
+        random_expert: whether every router opens one more expert of the memory, drawn for each dream.
+        random_gate: how far that one opens where the router has it less open.
+        unknown: answers that say that nothing is known; a pair with one is left out of its dream.
+        batch_size: dreams at a time.
+    """
+
+    prompts: list[DreamPrompt] = Field(default_factory=_dream_prompts, min_length=1)
+    dreams: PositiveInt = 6
+    max_new_tokens: PositiveInt = 160
+    temperature: float = Field(1.0, ge=0)
+    random_expert: bool = True
+    random_gate: float = Field(1.0, gt=0, le=1)
+    unknown: tuple[str, ...] = ("I do not know.",)
+    batch_size: PositiveInt = 64
