@@ -109,3 +109,38 @@ class DreamSettings(_Settings):
     random_gate: float = Field(1.0, gt=0, le=1)
     unknown: tuple[str, ...] = ("I do not know.",)
     batch_size: PositiveInt = 64
+
+
+class ScoreSettings(_Settings):
+    """How dreams are scored and chosen for a trial (paper.md section 4, step 2).
+
+    Attributes:
+        kind: a name in `scores.SCORERS`: `alignment` with the gradient of held-out samples, `greats` the same less
+            what the dreams chosen before already bring, `influence` the cosine of projected gradients,
+            `gradient_norm` without any held-out sample.
+        over: gradients for the `linear` layers, or for the `memory`'s expert in training (else its active ones).
+        targets: of the linear layers, suffixes of module names; None for all. Fewer cost less time and memory.
+        interaction: of `greats`, what a chosen dream takes from one with the same gradient, as a share of its squared
+            norm; about one over the number chosen makes their mean follow the held-out gradient.
+        projection: of `influence`, side of each layer's projected gradient.
+        tokens_at_once: largest batch of a backward pass, padding included.
+        top_k: how many of the best are tried.
+        random_b: how many of the others are tried, drawn at random.
+        each: whether these numbers are for the whole `night` or for every `context`.
+    """
+
+    kind: str = "alignment"
+    over: Literal["linear", "memory"] = "linear"
+    targets: tuple[str, ...] | None = None
+    interaction: float = Field(0.1, ge=0)
+    projection: PositiveInt = 8
+    tokens_at_once: PositiveInt = 4096
+    top_k: NonNegativeInt = 12
+    random_b: NonNegativeInt = 4
+    each: Literal["night", "context"] = "night"
+
+    @model_validator(mode="after")
+    def _something_to_try(self) -> ScoreSettings:
+        if not self.top_k + self.random_b:
+            raise ValueError("top_k=0 and random_b=0 leave no dream to try; give at least one of them")
+        return self
