@@ -68,8 +68,8 @@ class Evidence:
         """
         if self.held_out is None:
             raise ValueError(
-                f"the score {self.settings.kind!r} compares with held-out samples and there are none; pass held_out, or "
-                "score by gradient_norm"
+                f"the score {self.settings.kind!r} compares with held-out samples and there are none; pass held_out, "
+                "or score by gradient_norm"
             )
         return self.held_out
 

@@ -144,3 +144,20 @@ class ScoreSettings(_Settings):
         if not self.top_k + self.random_b:
             raise ValueError("top_k=0 and random_b=0 leave no dream to try; give at least one of them")
         return self
+
+
+class TauSettings(_Settings):
+    """How a trained copy is measured (the paper's `tau`).
+
+    Attributes:
+        kind: `likelihood`: mean log-probability a token of the probes' answers, without context, which moves with
+            every step; `questions`: whether an answer is given exactly, which is what counts but seldom changes in a
+            few steps.
+        match: of `questions`: `exact`, every token is the likeliest, read in one pass; `normalised`, the answer is
+            generated and compared without case and outer punctuation.
+        rows_at_once: largest batch, over all copies.
+    """
+
+    kind: Literal["likelihood", "questions"] = "likelihood"
+    match: Literal["exact", "normalised"] = "exact"
+    rows_at_once: PositiveInt = 256
