@@ -161,3 +161,25 @@ class TauSettings(_Settings):
     kind: Literal["likelihood", "questions"] = "likelihood"
     match: Literal["exact", "normalised"] = "exact"
     rows_at_once: PositiveInt = 256
+
+
+class RewardSettings(_Settings):
+    """When a dream is rewarded (paper.md eq. 6): if its copies are better than the baseline by more than noise.
+
+    Attributes:
+        seeds: copies of every dream that are trained, from different initial adapters.
+        test: `t`: the gain over probes and seeds, against the noise that both bring; `sign`: how many probes gained,
+            whatever how much; `margin`: the mean gain alone, as in the paper.
+        level: of `t` and `sign`, the chance that a dream that does nothing is rewarded.
+        margin: smallest mean gain, in the unit of the measure (nats a token, or share of the answers).
+        baseline: `before`: the model as it is; `others`: the copies that learned a dream of another context, so that
+            what any fine-tuning on answers brings is no merit.
+        scope: probes of the dream's `own` context, or of `all` contexts, where harm to others counts.
+    """
+
+    seeds: PositiveInt = 3
+    test: Literal["t", "sign", "margin"] = "t"
+    level: float = Field(0.05, gt=0, lt=1)
+    margin: float = Field(0.0, ge=0)
+    baseline: Literal["before", "others"] = "before"
+    scope: Literal["own", "all"] = "own"
