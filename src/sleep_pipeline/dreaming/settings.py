@@ -183,3 +183,21 @@ class RewardSettings(_Settings):
     margin: float = Field(0.0, ge=0)
     baseline: Literal["before", "others"] = "before"
     scope: Literal["own", "all"] = "own"
+
+
+class DreamingSettings(_Settings):
+    """A night's dreaming (paper.md section 4).
+
+    Attributes:
+        dreams: how they are sampled.
+        scores: how they are scored and chosen.
+        trials: how a copy learns one.
+        tau: how a copy is measured.
+        rewards: when a dream is rewarded.
+    """
+
+    dreams: DreamSettings = Field(default_factory=DreamSettings)
+    scores: ScoreSettings = Field(default_factory=ScoreSettings)
+    trials: TrialSettings = Field(default_factory=lambda: TrialSettings(steps=15))
+    tau: TauSettings = Field(default_factory=TauSettings)
+    rewards: RewardSettings = Field(default_factory=RewardSettings)
