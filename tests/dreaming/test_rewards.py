@@ -3,12 +3,14 @@ import math
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from scipy import stats
 
 from sleep_pipeline.dreaming.rewards import baseline_of_others, judge, standard_error
 from sleep_pipeline.dreaming.settings import RewardSettings
 
-T, SIGN, MARGIN = (RewardSettings(test=test) for test in ("t", "sign", "margin"))  # type: ignore[arg-type]
+T, SIGN, MARGIN = (RewardSettings(test=test, noise="both") for test in ("t", "sign", "margin"))  # type: ignore[arg-type]
+SEEDS = RewardSettings(noise="seeds")
 
 
 def table(rng: np.random.Generator, effect: float, seeds: int = 3, probes: int = 8) -> NDArray[np.float64]:
@@ -54,6 +56,27 @@ def test_with_one_seed_the_test_is_the_paired_t_test_over_probes() -> None:
     assert verdict.chance == pytest.approx(stats.ttest_rel(after, before, alternative="greater").pvalue)
     assert (verdict.before, verdict.after) == pytest.approx((0.22, 0.42))
     assert verdict.gain == pytest.approx(0.2)
+
+
+def test_where_the_probes_are_all_that_counts_one_of_them_answered_is_enough() -> None:
+    after = [[3.0, 0.0, 0.1], [2.8, 0.1, 0.0], [3.1, 0.0, 0.0]]
+    assert judge(after, [0.0] * 3, SEEDS).reward == 1
+    assert judge(after, [0.0] * 3, T).reward == 0
+    means = [sum(row) / 3 for row in after]
+    assert judge(after, [0.0] * 3, SEEDS).chance == pytest.approx(
+        stats.ttest_1samp(means, 0.0, alternative="greater").pvalue
+    )
+
+
+def test_seeds_that_differ_are_noise_however_many_probes_there_are() -> None:
+    after = [[2.0] * 50, [-0.5] * 50, [0.3] * 50]
+    assert judge(after, [0.0] * 50, SEEDS).reward == judge(after, [0.0] * 50, T).reward == 0
+
+
+def test_one_seed_cannot_tell_the_noise_of_seeds() -> None:
+    with pytest.raises(ValidationError, match="says nothing of the noise of seeds"):
+        RewardSettings(seeds=1)
+    assert RewardSettings(seeds=1, noise="both").seeds == 1
 
 
 def test_the_sign_test_counts_probes_by_their_mean_over_seeds() -> None:

@@ -27,7 +27,7 @@ class Verdict:
         reward: 1 or 0.
         before: mean score of the baseline.
         after: mean score of the copies.
-        noise: standard error of the gain over probes and seeds; not a number where it cannot be told.
+        noise: standard error of the gain over what `settings.noise` says; not a number where it cannot be told.
         chance: probability of such a gain, or a larger one, without any effect; not a number for the test `margin`.
     """
 
@@ -64,7 +64,7 @@ def judge(after: Sequence[Sequence[float]], before: Sequence[float], settings: R
     if not np.isfinite(gains).all():
         # A copy that diverged cannot be better.
         return Verdict(0, float(early.mean()), float(late.mean()), math.nan, math.nan)
-    noise, freedom = standard_error(gains)
+    noise, freedom = standard_error(gains.mean(1, keepdims=True) if settings.noise == "seeds" else gains)
     chance = _chance(gains, noise, freedom, settings)
     gain = float(gains.mean())
     better = gain > settings.margin and (settings.test == "margin" or chance < settings.level)

@@ -168,12 +168,14 @@ class RewardSettings(_Settings):
 
     Attributes:
         seeds: copies of every dream that are trained, from different initial adapters.
-        test: `t`: the gain over probes and seeds, against the noise that both bring; `sign`: how many probes gained,
-            whatever how much; `margin`: the mean gain alone, as in the paper.
+        test: `t`: the gain against its noise; `sign`: how many probes gained, whatever how much; `margin`: the mean
+            gain alone, as in the paper.
         level: of `t` and `sign`, the chance that a dream that does nothing is rewarded.
         margin: smallest mean gain, in the unit of the measure (nats a token, or share of the answers).
-        baseline: `before`: the model as it is; `others`: the copies that learned a dream of another context, so that
-            what any fine-tuning on answers brings is no merit.
+        noise: of `t`: `seeds` where the probes are all that counts, so that a dream that answers one of them well is
+            good; `both` where they stand for many others, which takes some ten probes a context.
+        baseline: `before`: the model as it is, as in the paper; `others`: the copies that learned a dream of another
+            context, so that what any fine-tuning on answers brings is no merit.
         scope: probes of the dream's `own` context, or of `all` contexts, where harm to others counts.
     """
 
@@ -181,8 +183,15 @@ class RewardSettings(_Settings):
     test: Literal["t", "sign", "margin"] = "t"
     level: float = Field(0.05, gt=0, lt=1)
     margin: float = Field(0.0, ge=0)
-    baseline: Literal["before", "others"] = "before"
+    noise: Literal["seeds", "both"] = "seeds"
+    baseline: Literal["before", "others"] = "others"
     scope: Literal["own", "all"] = "own"
+
+    @model_validator(mode="after")
+    def _noise_can_be_told(self) -> RewardSettings:
+        if self.test == "t" and self.noise == "seeds" and self.seeds < 2:
+            raise ValueError("one seed says nothing of the noise of seeds; give seeds=2 or more, or noise: both")
+        return self
 
 
 class DreamingSettings(_Settings):
@@ -191,13 +200,13 @@ class DreamingSettings(_Settings):
     Attributes:
         dreams: how they are sampled.
         scores: how they are scored and chosen.
-        trials: how a copy learns one.
+        trials: how a copy learns one: fast, since a copy that has hardly learned tells little of its dream.
         tau: how a copy is measured.
         rewards: when a dream is rewarded.
     """
 
     dreams: DreamSettings = Field(default_factory=DreamSettings)
     scores: ScoreSettings = Field(default_factory=ScoreSettings)
-    trials: TrialSettings = Field(default_factory=lambda: TrialSettings(steps=15))
+    trials: TrialSettings = Field(default_factory=lambda: TrialSettings(lr=5e-3))
     tau: TauSettings = Field(default_factory=TauSettings)
     rewards: RewardSettings = Field(default_factory=RewardSettings)
