@@ -194,6 +194,27 @@ class RewardSettings(_Settings):
         return self
 
 
+class RestEmSettings(_Settings):
+    """How the dreamer learns from its rewarded dreams (paper.md section 4, step 4).
+
+    Attributes:
+        rounds: of dreaming, judging and fine-tuning.
+        steps: of AdamW a round.
+        rows: rewarded dreams in a step, drawn without replacement until all have been read.
+        lr: of AdamW, falling linearly to zero.
+        clip_norm: largest norm of the gradient.
+        restart: whether every round fine-tunes the dreamer that the first round began with, as ReST-EM does to stay
+            near it, instead of the last one.
+    """
+
+    rounds: PositiveInt = 2
+    steps: PositiveInt = 40
+    rows: PositiveInt = 8
+    lr: PositiveFloat = 1e-3
+    clip_norm: PositiveFloat = 1.0
+    restart: bool = True
+
+
 class DreamingSettings(_Settings):
     """A night's dreaming (paper.md section 4).
 
