@@ -1,4 +1,6 @@
 import copy
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -179,3 +181,8 @@ def test_settings_without_a_prompt_or_with_an_unknown_name_are_refused() -> None
         DreamSettings(prompts=[])
     with pytest.raises(ValidationError, match="Extra inputs"):
         DreamSettings(kinds=3)  # type: ignore[call-arg]
+
+
+def test_reading_settings_loads_no_torch() -> None:
+    code = "import sys, sleep_pipeline.dreaming.settings; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -141,3 +141,13 @@ def test_the_same_seed_gives_the_same_night_and_the_model_stays_as_it_was(
     assert (report.asked, report.dropped, report.random_experts) == (6, {"cut off": 4}, True)
     assert [dream.dream for dream in report.tried] == [RIGHT, INNS]
     assert set(report.seconds) == {"sampling", "baseline", "scores", "trials"}
+
+
+def test_a_race_rewards_the_same_dreams(report: DreamReport, tiny_model: Any, tiny_tokenizer: Any) -> None:
+    rewards = RewardSettings(seeds=4, racing=3.0)
+    raced = judged(tiny_model, tiny_tokenizer, [RIGHT, WRONG, INNS], SETTINGS.model_copy(update={"rewards": rewards}))
+    assert [dream.reward for dream in raced.dreams] == [1, 0, 1]
+    assert [len(dream.marks) for dream in raced.dreams] == [4, 2, 4]
+    for mine, all_at_once in zip(raced.dreams, report.dreams, strict=False):
+        for one, other in zip(mine.marks, all_at_once.marks, strict=False):
+            assert one == pytest.approx(other, abs=1e-3)

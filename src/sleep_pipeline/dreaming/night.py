@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from sleep_pipeline.dreaming.dreams import DreamText, sample_dreams, to_rows
+from sleep_pipeline.dreaming.racing import race
 from sleep_pipeline.dreaming.rewards import Verdict, baseline_of_others, judge
 from sleep_pipeline.dreaming.rows import Dream, fault
 from sleep_pipeline.dreaming.scores import Kept, score, select
-from sleep_pipeline.dreaming.settings import DreamingSettings
+from sleep_pipeline.dreaming.settings import DreamingSettings, RewardSettings
 from sleep_pipeline.dreaming.tau import Marks, Probe, held_out_rows, make_measure
 from sleep_pipeline.dreaming.trials import run_trials
 from sleep_pipeline.memory.blocks import text_config
@@ -39,7 +41,7 @@ class NightDream:
         omega: its score; None if it was not scored.
         kept: why it was tried, `top` or `random`; empty if it was not.
         reason: the same in words.
-        marks: of each of its copies, a score a probe; empty if it was not tried.
+        marks: of each of its copies, a score a probe; empty if it was not tried, fewer if it was given up in a race.
         verdict: see `rewards.judge`; None if it was not tried.
     """
 
@@ -228,18 +230,15 @@ def judge_dreams(
     groups = [dreams[index].context for index in fit] if settings.scores.each == "context" else None
     choices = dict(zip(fit, select(scores, settings.scores.top_k, settings.scores.random_b, seed, groups), strict=True))
     chosen = [index for index in fit if choices[index].kept]
+    tau = _Tau([dream.context for dream in dreams], before, probes, settings.rewards)
+
+    def run(which: Sequence[int], numbers: Sequence[int]) -> list[Marks]:
+        copies = [Dream(made[index].rows, seed=1000 * seed + number) for index in which for number in numbers]
+        return [trial.outcome for trial in run_trials(model, copies, settings.trials, measure).trials]
+
     with _timed(clock, "trials"):
-        copies = [
-            Dream(made[index].rows, seed=1000 * seed + number)
-            for index in chosen
-            for number in range(settings.rewards.seeds)
-        ]
-        trials = run_trials(model, copies, settings.trials, measure).trials
-    marks = {
-        index: tuple(trial.outcome for trial in trials[place * settings.rewards.seeds :][: settings.rewards.seeds])
-        for place, index in enumerate(chosen)
-    }
-    verdicts = _verdicts(dreams, marks, before, probes, settings)
+        marks = _marks(chosen, run, tau, settings.rewards)
+    verdicts = tau.verdicts(marks)
     judged = []
     for index, dream in enumerate(dreams):
         choice = choices.get(index)
@@ -247,7 +246,9 @@ def judge_dreams(
             judged.append(NightDream(dream, None, "", faults[index] or ""))
         else:
             judged.append(
-                NightDream(dream, choice.omega, choice.kept, choice.reason, marks.get(index, ()), verdicts.get(index))
+                NightDream(
+                    dream, choice.omega, choice.kept, choice.reason, tuple(marks.get(index, ())), verdicts.get(index)
+                )
             )
     return DreamReport(
         tuple(contexts),
@@ -272,26 +273,61 @@ def _faults(
     ]
 
 
-def _verdicts(
-    dreams: Sequence[DreamText],
-    marks: dict[int, tuple[Marks, ...]],
-    before: Marks,
-    probes: Sequence[Probe],
-    settings: DreamingSettings,
-) -> dict[int, Verdict]:
-    """Judge every dream on the probes in its scope, against the baseline in the settings."""
-    copies = [(dreams[index].context, row) for index, rows in marks.items() for row in rows]
-    verdicts = {}
-    for index, rows in marks.items():
-        context = dreams[index].context
-        baseline: Sequence[float] = before
-        if settings.rewards.baseline == "others":
-            baseline = baseline_of_others([row for _, row in copies], [owner == context for owner, _ in copies], before)
-        asked = [at for at, probe in enumerate(probes) if settings.rewards.scope == "all" or probe.context == context]
-        verdicts[index] = judge(
-            [[row[at] for at in asked] for row in rows], [baseline[at] for at in asked], settings.rewards
-        )
-    return verdicts
+def _marks(
+    chosen: Sequence[int],
+    run: Callable[[Sequence[int], Sequence[int]], list[Marks]],
+    tau: _Tau,
+    settings: RewardSettings,
+) -> dict[int, list[Marks]]:
+    """Marks of every copy of every chosen dream, all seeds at once or in a race."""
+    if settings.racing is None:
+        found = run(chosen, range(settings.seeds))
+        return {index: found[at * settings.seeds :][: settings.seeds] for at, index in enumerate(chosen)}
+    done = race(
+        chosen, settings.seeds, lambda which, number: run(which, [number]), tau.gains, settings.margin, settings.racing
+    )
+    return done.outcomes
+
+
+@dataclass(frozen=True)
+class _Tau:
+    """What a dream's copies are compared with, and on which probes."""
+
+    contexts: Sequence[int]
+    before: Marks
+    probes: Sequence[Probe]
+    settings: RewardSettings
+
+    def compared(self, marks: Mapping[int, Sequence[Marks]]) -> dict[int, tuple[list[list[float]], list[float]]]:
+        """Of each dream tried, the scores of its copies on the probes in its scope, and the baseline's."""
+        copies = [(self.contexts[index], row) for index, rows in marks.items() for row in rows]
+        found = {}
+        for index, rows in marks.items():
+            context = self.contexts[index]
+            baseline: Sequence[float] = self.before
+            if self.settings.baseline == "others":
+                own = [owner == context for owner, _ in copies]
+                baseline = baseline_of_others([row for _, row in copies], own, self.before)
+            asked = [
+                at for at, probe in enumerate(self.probes) if self.settings.scope == "all" or probe.context == context
+            ]
+            found[index] = [[row[at] for at in asked] for row in rows], [baseline[at] for at in asked]
+        return found
+
+    def verdicts(self, marks: Mapping[int, Sequence[Marks]]) -> dict[int, Verdict]:
+        """The verdict on each dream tried; what was given up in a race is not rewarded."""
+        found = {}
+        for index, (after, baseline) in self.compared(marks).items():
+            verdict = judge(after, baseline, self.settings)
+            found[index] = verdict if len(after) == self.settings.seeds else replace(verdict, reward=0)
+        return found
+
+    def gains(self, marks: Mapping[int, Sequence[Marks]]) -> dict[int, list[float]]:
+        """Each copy's mean gain."""
+        return {
+            index: [fmean(row) - fmean(baseline) for row in after]
+            for index, (after, baseline) in self.compared(marks).items()
+        }
 
 
 @contextmanager

@@ -175,8 +175,10 @@ class RewardSettings(_Settings):
         noise: of `t`: `seeds` where the probes are all that counts, so that a dream that answers one of them well is
             good; `both` where they stand for many others, which takes some ten probes a context.
         baseline: `before`: the model as it is, as in the paper; `others`: the copies that learned a dream of another
-            context, so that what any fine-tuning on answers brings is no merit.
+            context, so that what any fine-tuning on answers brings is no merit (the model as it is where there are none).
         scope: probes of the dream's `own` context, or of `all` contexts, where harm to others counts.
+        racing: seeds are run one by one, and a dream that would have to do so many standard errors better is given up;
+            None runs all at once. It pays with more than three seeds, or where few dreams are good.
     """
 
     seeds: PositiveInt = 3
@@ -186,6 +188,7 @@ class RewardSettings(_Settings):
     noise: Literal["seeds", "both"] = "seeds"
     baseline: Literal["before", "others"] = "others"
     scope: Literal["own", "all"] = "own"
+    racing: PositiveFloat | None = None
 
     @model_validator(mode="after")
     def _noise_can_be_told(self) -> RewardSettings:
