@@ -175,7 +175,7 @@ class RewardSettings(_Settings):
         noise: of `t`: `seeds` where the probes are all that counts, so that a dream that answers one of them well is
             good; `both` where they stand for many others, which takes some ten probes a context.
         baseline: `before`: the model as it is, as in the paper; `others`: the copies that learned a dream of another
-            context, so that what any fine-tuning on answers brings is no merit (the model as it is where there are none).
+            context, so that what any fine-tuning on answers brings is no merit (without any: the model as it is).
         scope: probes of the dream's `own` context, or of `all` contexts, where harm to others counts.
         racing: seeds are run one by one, and a dream that would have to do so many standard errors better is given up;
             None runs all at once. It pays with more than three seeds, or where few dreams are good.
