@@ -1,6 +1,6 @@
-"""Makes the memory's `tiny_models` importable here, too."""
+"""Makes the memory's `tiny_models` and what the tests here share importable."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "memory"))
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent / "memory"), str(Path(__file__).resolve().parent)]

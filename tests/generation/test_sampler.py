@@ -74,6 +74,29 @@ def test_what_is_drawn_depends_on_the_seed_and_not_on_the_batch(eager_to_end: An
     assert draw(64) != draw(64, seed=1)
 
 
+def test_a_listener_hears_whose_rows_each_pass_holds(eager_to_end: Any, tiny_tokenizer: Any) -> None:
+    heard: list[list[int]] = []
+    passes: list[tuple[int, int]] = []
+    forward = eager_to_end.forward
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        passes.append((kwargs["input_ids"].shape[0], len(heard[-1])))
+        return forward(*args, **kwargs)
+
+    eager_to_end.forward = counted
+    settings = SamplingSettings(max_new_tokens=16, batch_size=8)
+    sampler = TransformersSampler(eager_to_end, tiny_tokenizer, settings, on_rows=lambda rows: heard.append(list(rows)))
+    replies = sampler.sample(PROMPTS, count=4, seed=3)
+    assert all(rows == told for rows, told in passes)
+    assert {index for rows in heard for index in rows} == {0, 1, 2}
+    assert len(set(map(len, heard))) > 3  # rows did leave the batch
+    plain = TransformersSampler(eager_to_end, tiny_tokenizer, settings)
+    heard.append([])
+    assert [[reply.ids for reply in drawn] for drawn in plain.sample(PROMPTS, 4, 3)] == [
+        [reply.ids for reply in drawn] for drawn in replies
+    ]
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_tokens_come_as_often_as_the_model_believes(tiny_model: Any, tiny_tokenizer: Any, temperature: float) -> None:
     count = 4000

@@ -288,6 +288,16 @@ class TestRandomExperts:
                 model(input_ids=tokens())
         assert torch.isfinite(logits(model)).all()
 
+    def test_some_of_the_sequences_keep_the_experts_that_were_drawn_for_them(self) -> None:
+        model = self.model()
+        ids = tokens(batch=5)
+        with random_experts(model, torch.Generator().manual_seed(5), 5) as hold:
+            whole = logits(model, ids)
+            for rows in ([3, 0], [4], [0, 1, 2, 3, 4]):
+                hold(rows)
+                torch.testing.assert_close(logits(model, ids[rows]), whole[rows])
+        assert not torch.allclose(logits(model, ids), whole)
+
     def test_without_experts_there_is_nothing_to_draw(self) -> None:
         model = with_memory(one_level())
         expected = logits(model)

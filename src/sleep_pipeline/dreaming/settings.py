@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from sleep_pipeline.seeding.teacher import TeacherPrompt
 
 
 class TrialSettings(BaseModel):
@@ -53,3 +55,182 @@ class TrialSettings(BaseModel):
         if self.targets is not None and not self.targets:
             raise ValueError("targets=[] leaves nothing to train; name suffixes such as q_proj, or give null for all")
         return self
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DreamPrompt(TeacherPrompt):
+    """One thing that the dreamer is asked to do with a context.
+
+    Attributes:
+        recall: of a text, the user turn to which it is learned without the context; `{words}` in it becomes the text's
+            first four words, so that texts of several contexts do not all answer the same question.
+        older: how many older memories stand behind tonight's context; the dream combines them. Without any at hand the
+            prompt's share goes to the others.
+    """
+
+    older: NonNegativeInt = 0
+
+
+_RECALL = "Tell me what you know about this: {words}"
+
+
+def _dream_prompts() -> list[DreamPrompt]:
+    return [
+        DreamPrompt(kind="questions", ask="Write 4 questions about the text and answer them.", share=2),
+        DreamPrompt(kind="implications", ask="What follows from the text?", form="text", recall=_RECALL),
+        DreamPrompt(kind="rewrite", ask="Tell the same in other words.", form="text", recall=_RECALL),
+        DreamPrompt(kind="summary", ask="Summarise the text in one sentence.", form="text", recall=_RECALL),
+        DreamPrompt(kind="combination", ask="Write 4 questions about the text and answer them.", older=1),
+    ]
+
+
+class DreamSettings(_Settings):
+    """How dreams are sampled (paper.md section 4, step 1).
+
+    Attributes:
+        prompts: what the dreamer is asked; embedded models understand what they were trained on.
+        dreams: `m`, dreams a context over all prompts, before any is dropped.
+        max_new_tokens: where a dream is cut, and dropped.
+        temperature: 1 draws as the dreamer believes; more is wilder and less often right.
+        random_expert: whether every router opens one more expert of the memory, drawn for each dream.
+        random_gate: how far that one opens where the router has it less open.
+        unknown: answers that say that nothing is known; a pair with one is left out of its dream.
+        batch_size: dreams at a time.
+    """
+
+    prompts: list[DreamPrompt] = Field(default_factory=_dream_prompts, min_length=1)
+    dreams: PositiveInt = 6
+    max_new_tokens: PositiveInt = 160
+    temperature: float = Field(1.0, ge=0)
+    random_expert: bool = True
+    random_gate: float = Field(1.0, gt=0, le=1)
+    unknown: tuple[str, ...] = ("I do not know.",)
+    batch_size: PositiveInt = 64
+
+
+class ScoreSettings(_Settings):
+    """How dreams are scored and chosen for a trial (paper.md section 4, step 2).
+
+    Attributes:
+        kind: a name in `scores.SCORERS`: `alignment` with the gradient of held-out samples, `greats` the same less
+            what the dreams chosen before already bring, `influence` the cosine of projected gradients,
+            `gradient_norm` without any held-out sample.
+        over: gradients for the `linear` layers, or for the `memory`'s expert in training (else its active ones).
+        targets: of the linear layers, suffixes of module names; None for all. Fewer cost less time and memory.
+        interaction: of `greats`, what a chosen dream takes from one with the same gradient, as a share of its squared
+            norm; about one over the number chosen makes their mean follow the held-out gradient.
+        projection: of `influence`, side of each layer's projected gradient.
+        tokens_at_once: largest batch of a backward pass, padding included.
+        top_k: how many of the best are tried.
+        random_b: how many of the others are tried, drawn at random.
+        each: whether these numbers are for the whole `night` or for every `context`.
+    """
+
+    kind: str = "alignment"
+    over: Literal["linear", "memory"] = "linear"
+    targets: tuple[str, ...] | None = None
+    interaction: float = Field(0.1, ge=0)
+    projection: PositiveInt = 8
+    tokens_at_once: PositiveInt = 4096
+    top_k: NonNegativeInt = 12
+    random_b: NonNegativeInt = 4
+    each: Literal["night", "context"] = "night"
+
+    @model_validator(mode="after")
+    def _something_to_try(self) -> ScoreSettings:
+        if not self.top_k + self.random_b:
+            raise ValueError("top_k=0 and random_b=0 leave no dream to try; give at least one of them")
+        return self
+
+
+class TauSettings(_Settings):
+    """How a trained copy is measured (the paper's `tau`).
+
+    Attributes:
+        kind: `likelihood`: mean log-probability a token of the probes' answers, without context, which moves with
+            every step; `questions`: whether an answer is given exactly, which is what counts but seldom changes in a
+            few steps.
+        match: of `questions`: `exact`, every token is the likeliest, read in one pass; `normalised`, the answer is
+            generated and compared without case and outer punctuation.
+        rows_at_once: largest batch, over all copies.
+    """
+
+    kind: Literal["likelihood", "questions"] = "likelihood"
+    match: Literal["exact", "normalised"] = "exact"
+    rows_at_once: PositiveInt = 256
+
+
+class RewardSettings(_Settings):
+    """When a dream is rewarded (paper.md eq. 6): if its copies are better than the baseline by more than noise.
+
+    Attributes:
+        seeds: copies of every dream that are trained, from different initial adapters.
+        test: `t`: the gain against its noise; `sign`: how many probes gained, whatever how much; `margin`: the mean
+            gain alone, as in the paper.
+        level: of `t` and `sign`, the chance that a dream that does nothing is rewarded.
+        margin: smallest mean gain, in the unit of the measure (nats a token, or share of the answers).
+        noise: of `t`: `seeds` where the probes are all that counts, so that a dream that answers one of them well is
+            good; `both` where they stand for many others, which takes some ten probes a context.
+        baseline: `before`: the model as it is, as in the paper; `others`: the copies that learned a dream of another
+            context, so that what any fine-tuning on answers brings is no merit (without any: the model as it is).
+        scope: probes of the dream's `own` context, or of `all` contexts, where harm to others counts.
+        racing: seeds are run one by one, and a dream that would have to do so many standard errors better is given up;
+            None runs all at once. It pays with more than three seeds, or where few dreams are good.
+    """
+
+    seeds: PositiveInt = 3
+    test: Literal["t", "sign", "margin"] = "t"
+    level: float = Field(0.05, gt=0, lt=1)
+    margin: float = Field(0.0, ge=0)
+    noise: Literal["seeds", "both"] = "seeds"
+    baseline: Literal["before", "others"] = "others"
+    scope: Literal["own", "all"] = "own"
+    racing: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _noise_can_be_told(self) -> RewardSettings:
+        if self.test == "t" and self.noise == "seeds" and self.seeds < 2:
+            raise ValueError("one seed says nothing of the noise of seeds; give seeds=2 or more, or noise: both")
+        return self
+
+
+class RestEmSettings(_Settings):
+    """How the dreamer learns from its rewarded dreams (paper.md section 4, step 4).
+
+    Attributes:
+        rounds: of dreaming, judging and fine-tuning.
+        steps: of AdamW a round.
+        rows: rewarded dreams in a step, drawn without replacement until all have been read.
+        lr: of AdamW, falling linearly to zero.
+        clip_norm: largest norm of the gradient.
+        restart: whether every round fine-tunes the dreamer that the first round began with, as ReST-EM does to stay
+            near it, instead of the last one.
+    """
+
+    rounds: PositiveInt = 2
+    steps: PositiveInt = 40
+    rows: PositiveInt = 8
+    lr: PositiveFloat = 1e-3
+    clip_norm: PositiveFloat = 1.0
+    restart: bool = True
+
+
+class DreamingSettings(_Settings):
+    """A night's dreaming (paper.md section 4).
+
+    Attributes:
+        dreams: how they are sampled.
+        scores: how they are scored and chosen.
+        trials: how a copy learns one: fast, since a copy that has hardly learned tells little of its dream.
+        tau: how a copy is measured.
+        rewards: when a dream is rewarded.
+    """
+
+    dreams: DreamSettings = Field(default_factory=DreamSettings)
+    scores: ScoreSettings = Field(default_factory=ScoreSettings)
+    trials: TrialSettings = Field(default_factory=lambda: TrialSettings(lr=5e-3))
+    tau: TauSettings = Field(default_factory=TauSettings)
+    rewards: RewardSettings = Field(default_factory=RewardSettings)

@@ -11,6 +11,27 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+def encode_reply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> tuple[list[int], int]:
+    """A conversation's tokens, and where those of its last turn begin.
+
+    Args:
+        tokenizer: with a chat template.
+        messages: ends with the assistant's turn.
+
+    Raises:
+        ValueError: the chat template changes what comes before a reply once the reply is there.
+    """
+    asked = tokenizer.apply_chat_template(list(messages[:-1]), add_generation_prompt=True, return_dict=True)
+    whole = tokenizer.apply_chat_template(list(messages), return_dict=True)
+    prompt, ids = list(asked["input_ids"]), list(whole["input_ids"])
+    if ids[: len(prompt)] != prompt or len(ids) == len(prompt):
+        raise ValueError(
+            "the chat template writes a prompt differently once its reply is there, so that the reply's tokens "
+            f"cannot be told from it: {messages[-1]['content']!r}; use a template that only appends"
+        )
+    return ids, len(prompt)
+
+
 def reply_log_probs(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -30,17 +51,7 @@ def reply_log_probs(
     """
     import torch
 
-    encoded: list[tuple[list[int], int]] = []
-    for messages in conversations:
-        asked = tokenizer.apply_chat_template(list(messages[:-1]), add_generation_prompt=True, return_dict=True)
-        whole = tokenizer.apply_chat_template(list(messages), return_dict=True)
-        prompt, ids = list(asked["input_ids"]), list(whole["input_ids"])
-        if ids[: len(prompt)] != prompt or len(ids) == len(prompt):
-            raise ValueError(
-                "the chat template writes a prompt differently once its reply is there, so that the reply's tokens "
-                f"cannot be told from it: {messages[-1]['content']!r}; use a template that only appends"
-            )
-        encoded.append((ids, len(prompt)))
+    encoded = [encode_reply(tokenizer, messages) for messages in conversations]
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index][0]))
     found: list[list[float]] = [[] for _ in encoded]
     for start in range(0, len(order), batch_size):

@@ -7,7 +7,7 @@ noise, so that what is drawn depends neither on the batch size nor on the other 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -86,6 +86,10 @@ class Sampler(Protocol):
         ...
 
 
+def _nobody(rows: Sequence[int]) -> None:
+    """Stand in for a listener."""
+
+
 class TransformersSampler:
     """Samples from a transformers model where it is, in the view that it is in.
 
@@ -93,6 +97,8 @@ class TransformersSampler:
         model: a causal LM.
         tokenizer: with a chat template, a pad token and an end token.
         settings: see `SamplingSettings`.
+        on_rows: told which prompts the rows of the next passes belong to, whenever that changes; for what is chosen
+            prompt by prompt inside the model (`memory.random_experts`).
     """
 
     def __init__(
@@ -100,8 +106,9 @@ class TransformersSampler:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         settings: SamplingSettings | None = None,
+        on_rows: Callable[[Sequence[int]], None] | None = None,
     ) -> None:
-        self._model, self._tokenizer = model, tokenizer
+        self._model, self._tokenizer, self._on_rows = model, tokenizer, on_rows
         self.settings = settings or SamplingSettings()
 
     def sample(
@@ -141,7 +148,7 @@ class TransformersSampler:
         bar: Any = tqdm(batches, progress, disable=None if progress else True, unit="batch")
         with evaluating(self._model):
             for batch in bar:
-                for index, drawn in zip(batch, self._draw([encoded[i] for i in batch], noise[batch]), strict=True):
+                for index, drawn in zip(batch, self._draw(encoded, batch, noise[batch]), strict=True):
                     replies[index] = drawn
         return replies
 
@@ -160,20 +167,24 @@ class TransformersSampler:
         size = max(1, self.settings.batch_size // count)
         return (order[start : start + size] for start in range(0, len(order), size))
 
-    def _draw(self, prompts: list[list[int]], noise_PCT: Tensor) -> list[list[Reply]]:
+    def _draw(self, encoded: list[list[int]], batch: list[int], noise_PCT: Tensor) -> list[list[Reply]]:
         import torch
 
         model, tokenizer, device = self._model, self._tokenizer, self._model.device
+        tell = self._on_rows or _nobody
         count, limit = noise_PCT.shape[1:]
-        padded = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(device)
+        prompts = {"input_ids": [encoded[index] for index in batch]}
+        padded = tokenizer.pad(prompts, padding_side="left", return_tensors="pt").to(device)
         ends = self._ends()
         noise = noise_PCT.flatten(0, 1).to(device)
-        rows = len(prompts) * count
+        rows = len(batch) * count
+        owners = [index for index in batch for _ in range(count)]
         said = torch.full((rows, limit), -1, device=device)
         log_probs = torch.zeros(rows, limit, device=device)
         with torch.inference_mode():
             mask = padded["attention_mask"]
             positions = (mask.cumsum(-1) - 1).clamp(min=0)
+            tell(batch)
             output = model(**padded, position_ids=positions, use_cache=True, logits_to_keep=1)
             cache, logits = output.past_key_values, output.logits[:, -1]
             if count > 1:
@@ -182,6 +193,7 @@ class TransformersSampler:
                 mask = mask.repeat_interleave(count, 0)
             following = mask.sum(-1, keepdim=True)
             live = torch.arange(rows, device=device)
+            tell(owners)
             going = torch.ones(rows, dtype=torch.bool, device=device)
             for step in range(limit):
                 tokens, values = self._pick(logits, noise[live, step])
@@ -194,6 +206,8 @@ class TransformersSampler:
                     keep = going.nonzero()[:, 0]
                     cache.batch_select_indices(keep)
                     live, going, tokens, mask, following = (t[keep] for t in (live, going, tokens, mask, following))
+                    if self._on_rows is not None:
+                        tell([owners[row] for row in live.tolist()])
                 mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=-1)
                 output = model(
                     input_ids=tokens[:, None],

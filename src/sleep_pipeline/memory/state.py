@@ -5,6 +5,7 @@ forward pass; it is None while there is nothing to compute, and then a layer is 
 else. No tensor is read to decide, so an accelerator never waits and `torch.compile` guards on plain values.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,6 +52,14 @@ class RandomExperts:
 
     choices: tuple[dict[int, Tensor] | None, ...]
     gate: float
+
+    def of(self, sequences: Sequence[int]) -> "RandomExperts":
+        """Return the choices of some of the sequences, in that order."""
+        rows = list(sequences)
+        chosen = (
+            None if level is None else {key: drawn[rows] for key, drawn in level.items()} for level in self.choices
+        )
+        return replace(self, choices=tuple(chosen))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ for each view and set of active experts and then switches without compiling; cal
 a commit, or its limit of graphs per function is reached after a few nights.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -111,16 +111,18 @@ def random_experts(
     num_sequences: int,
     gate: float = 1.0,
     adapter_name: str | None = None,
-) -> Iterator[None]:
+) -> Iterator[Callable[[Sequence[int]], None]]:
     """Open one extra random expert per router and sequence while dreaming (paper.md section 4, step 1).
 
     Drawn when the block is entered, uniformly over the experts that are on, and held until it is left, so a
-    sequence keeps its experts through all its tokens.
+    sequence keeps its experts through all its tokens. The block's value is a function that says which of the sequences,
+    and in which order, the batches hold from now on; until it is called they hold all of them.
 
     Args:
         model: a model with a memory.
         generator: a CPU generator; the same seed draws the same experts.
-        num_sequences: the batch size that the model will see (prompts times samples per prompt).
+        num_sequences: for how many to draw: the batch size that the model will see (prompts times samples per
+            prompt), or the number of all sequences where batches hold some of them.
         gate: how far the extra expert opens where the router has it less open.
         adapter_name: which memory, if there are several.
     """
@@ -137,11 +139,16 @@ def random_experts(
             picked = torch.randint(len(experts), (num_sequences,), generator=generator)
             drawn[layer.index] = experts[picked].to(next(layer.parameters()).device)
         choices.append(drawn)
-    before = state.random
-    try:
-        state.random = RandomExperts(tuple(choices), gate)
+    before, drawn_for_all = state.random, RandomExperts(tuple(choices), gate)
+
+    def hold(sequences: Sequence[int]) -> None:
+        state.random = drawn_for_all.of(sequences)
         state.refresh()
-        yield
+
+    try:
+        state.random = drawn_for_all
+        state.refresh()
+        yield hold
     finally:
         state.random = before
         state.refresh()

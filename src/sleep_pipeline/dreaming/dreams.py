@@ -1,0 +1,213 @@
+"""Sampling dreams: texts that the model writes about a context, and the rows that a trial learns from each.
+
+A dream is dropped, with its reason, if it was cut off, is empty or not of the form asked for, says only that it knows
+nothing, or says what another dream of its context has said.
+
+    data = sample_dreams(model, tokenizer, contexts, DreamSettings(), seed=1, older=yesterday)
+    trials = [to_rows(tokenizer, dream) for dream in data.dreams]
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sleep_pipeline.dreaming.settings import DreamPrompt, DreamSettings
+from sleep_pipeline.generation.likelihood import encode_reply
+from sleep_pipeline.generation.sampler import SamplingSettings, TransformersSampler
+from sleep_pipeline.seeding.teacher import Message, read_pairs, same_answer, shares
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from sleep_pipeline.dreaming.rows import Dream, Row
+
+_OPENING = 4
+"""Words of a text that `{words}` in a recall prompt stands for."""
+
+
+@dataclass(frozen=True)
+class DreamText:
+    """One dream.
+
+    Attributes:
+        context: index of the context that it tells of.
+        kind: of the prompt that it came from.
+        source: the system turn under which it was dreamt: the context, and older memories where it combines them.
+        ask: the user turn that it answers.
+        text: what was dreamt.
+        pairs: what is learned from it: user turns with the assistant's answers, without any context.
+    """
+
+    context: int
+    kind: str
+    source: str
+    ask: str
+    text: str
+    pairs: tuple[tuple[str, str], ...]
+
+    def prompt(self) -> list[Message]:
+        """The conversation that the dreamer was given."""
+        return [{"role": "system", "content": self.source}, {"role": "user", "content": self.ask}]
+
+
+@dataclass(frozen=True)
+class DreamData:
+    """What came of sampling.
+
+    Attributes:
+        dreams: what is kept, by context.
+        dropped: why and how often something was not.
+        asked: how many dreams were drawn.
+        random_experts: whether an extra expert took part.
+    """
+
+    dreams: list[DreamText]
+    dropped: Counter[str] = field(default_factory=Counter)
+    asked: int = 0
+    random_experts: bool = False
+
+
+@dataclass(frozen=True)
+class _Request:
+    context: int
+    prompt: DreamPrompt
+    source: str
+
+    def messages(self) -> list[Message]:
+        return [{"role": "system", "content": self.source}, {"role": "user", "content": self.prompt.ask}]
+
+
+def sample_dreams(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    contexts: Sequence[str],
+    settings: DreamSettings,
+    seed: int = 0,
+    older: Sequence[str] = (),
+    progress: bool = False,
+) -> DreamData:
+    """Let the model, in the view that it is in and with the dreamer's adapter if it has one on, dream of each context.
+
+    Args:
+        model: a causal LM; where it has a memory with active experts, `settings.random_expert` opens one more.
+        tokenizer: with a chat template.
+        contexts: texts that fit into the model's window with a dream.
+        settings: see `DreamSettings`.
+        seed: the same seed gives the same dreams.
+        older: texts of earlier nights, for prompts that combine; each is drawn at random.
+        progress: whether to show a bar.
+
+    Raises:
+        ValueError: a context and a dream do not fit into the model's window, or every prompt combines and there is
+            nothing older.
+    """
+    requests = _requests(contexts, settings, seed, older)
+    dropped: Counter[str] = Counter()
+    dreams: dict[tuple[int, object], DreamText] = {}
+    sampling = SamplingSettings(settings.max_new_tokens, settings.temperature, batch_size=settings.batch_size)
+    with _extra_experts(model, len(requests), settings, seed) as hold:
+        sampler = TransformersSampler(model, tokenizer, sampling, on_rows=hold)
+        title = "dreams" if progress else None
+        drawn = sampler.sample([request.messages() for request in requests], seed=seed, progress=title)
+    for request, (reply,) in zip(requests, drawn, strict=True):
+        text = reply.text.strip()
+        pairs, reason = _learnable(request.prompt, text, settings.unknown)
+        if not reply.ended:
+            reason = "cut off"
+        if reason is None:
+            dream = DreamText(request.context, request.prompt.kind, request.source, request.prompt.ask, text, pairs)
+            if dreams.setdefault((request.context, _gist(request.prompt, pairs)), dream) is not dream:
+                reason = "duplicate"
+        if reason is not None:
+            dropped[reason] += 1
+    return DreamData(list(dreams.values()), dropped, len(requests), hold is not None)
+
+
+def to_rows(tokenizer: PreTrainedTokenizerBase, dream: DreamText, seed: int = 0, steps: int | None = None) -> Dream:
+    """What a trial learns of a dream: every pair a closed-book conversation, with the loss on its answer alone.
+
+    Args:
+        tokenizer: with a chat template.
+        dream: with at least one pair.
+        seed: of the trial's adapter.
+        steps: of the trial; None for the number in its settings.
+
+    Raises:
+        ValueError: see `encode_reply`.
+    """
+    from sleep_pipeline.dreaming.rows import Dream
+
+    return Dream(tuple(to_row(tokenizer, question, answer) for question, answer in dream.pairs), seed, steps)
+
+
+def to_row(tokenizer: PreTrainedTokenizerBase, question: str, answer: str) -> Row:
+    """A closed-book question with its answer; the answer's end mark counts as part of it."""
+    from sleep_pipeline.dreaming.rows import Row
+
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    ids, start = encode_reply(tokenizer, turns)
+    return Row(tuple(ids), start)
+
+
+def _requests(contexts: Sequence[str], settings: DreamSettings, seed: int, older: Sequence[str]) -> list[_Request]:
+    """What is asked of each context; which older memories take part is drawn."""
+    prompts = [prompt for prompt in settings.prompts if prompt.older <= len(older)]
+    if not prompts:
+        raise ValueError(
+            f"every prompt combines with older memories and only {len(older)} are at hand; add a prompt with older=0"
+        )
+    rng = random.Random(f"combine/{seed}")
+    counts = shares(prompts, settings.dreams)
+    found = []
+    for context, text in enumerate(contexts):
+        for prompt, count in zip(prompts, counts, strict=True):
+            for _ in range(count):
+                parts = [text, *rng.sample(list(older), prompt.older)]
+                found.append(_Request(context, prompt, "\n\n".join(parts)))
+    return found
+
+
+def _learnable(
+    prompt: DreamPrompt, text: str, unknown: Sequence[str]
+) -> tuple[tuple[tuple[str, str], ...], str | None]:
+    """The pairs of a dream, and why it cannot be used, if so."""
+    if not text:
+        return (), "empty"
+    if prompt.form == "text":
+        opening = " ".join(text.split()[:_OPENING])
+        return ((prompt.recall.replace("{words}", opening), text),), None
+    read = dict.fromkeys(read_pairs(text))
+    if not read:
+        return (), "malformed"
+    known = tuple(pair for pair in read if not any(same_answer(pair[1], empty) for empty in unknown))
+    return known, None if known else "says that it does not know"
+
+
+def _gist(prompt: DreamPrompt, pairs: Sequence[tuple[str, str]]) -> object:
+    """What two dreams of one context have in common if they say the same."""
+    plain = [(" ".join(q.casefold().split()), " ".join(a.casefold().split())) for q, a in pairs]
+    return frozenset(plain) if prompt.form == "pairs" else plain[0][1]
+
+
+@contextmanager
+def _extra_experts(
+    model: PreTrainedModel, count: int, settings: DreamSettings, seed: int
+) -> Iterator[Callable[[Sequence[int]], None] | None]:
+    """One more expert per router and dream, where the model has a memory with experts that are on."""
+    import torch
+
+    from sleep_pipeline.memory.operations import state_of, states_of
+    from sleep_pipeline.memory.views import random_experts
+
+    state = state_of(model) if settings.random_expert and states_of(model) else None
+    if state is None or not any(entry.experts for entry in state.view or state.student()):
+        yield None
+        return
+    generator = torch.Generator().manual_seed(seed)
+    with random_experts(model, generator, count, settings.random_gate) as hold:
+        yield hold

@@ -1,0 +1,337 @@
+"""One night's dreaming from end to end: sample, score and choose, try, reward (paper.md section 4, steps 1 to 3).
+
+    report = dream_night(model, tokenizer, contexts, probes, DreamingSettings(), seed=1)
+    print(report.summary())
+    sources, samples = report.lessons()  # for `seeding.lessons.read_beliefs` and the seeding trainer
+
+Nothing of the model changes. What is rewarded is distilled by the caller, and `rest_em` improves the dreamer with it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from sleep_pipeline.dreaming.dreams import DreamText, sample_dreams, to_rows
+from sleep_pipeline.dreaming.racing import race
+from sleep_pipeline.dreaming.rewards import Verdict, baseline_of_others, judge
+from sleep_pipeline.dreaming.rows import Dream, fault
+from sleep_pipeline.dreaming.scores import Kept, score, select
+from sleep_pipeline.dreaming.settings import DreamingSettings, RewardSettings
+from sleep_pipeline.dreaming.tau import Marks, Probe, held_out_rows, make_measure
+from sleep_pipeline.dreaming.trials import run_trials
+from sleep_pipeline.memory.blocks import text_config
+from sleep_pipeline.seeding.teacher import TeacherSample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class NightDream:
+    """A dream and what became of it.
+
+    Attributes:
+        dream: see `DreamText`.
+        omega: its score; None if it was not scored.
+        kept: why it was tried, `top` or `random`; empty if it was not.
+        reason: the same in words.
+        marks: of each of its copies, a score a probe; empty if it was not tried, fewer if it was given up in a race.
+        verdict: see `rewards.judge`; None if it was not tried.
+    """
+
+    dream: DreamText
+    omega: float | None
+    kept: Kept
+    reason: str
+    marks: tuple[Marks, ...] = ()
+    verdict: Verdict | None = None
+
+    @property
+    def reward(self) -> int | None:
+        """1 or 0; None if it was not tried."""
+        return None if self.verdict is None else self.verdict.reward
+
+
+@dataclass(frozen=True)
+class DreamReport:
+    """A night's dreams.
+
+    Attributes:
+        contexts: what was dreamt of.
+        dreams: all that were well-formed.
+        asked: how many dreams were drawn.
+        dropped: why and how often one was not well-formed.
+        before: score of the model as it is at each probe.
+        random_experts: whether an extra expert took part in dreaming.
+        seconds: what the night took, by part.
+    """
+
+    contexts: tuple[str, ...]
+    dreams: tuple[NightDream, ...]
+    asked: int
+    dropped: Counter[str]
+    before: Marks
+    random_experts: bool = False
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def tried(self) -> list[NightDream]:
+        """Dreams that copies learned."""
+        return [dream for dream in self.dreams if dream.verdict is not None]
+
+    @property
+    def rewarded(self) -> list[NightDream]:
+        """Dreams that helped."""
+        return [dream for dream in self.dreams if dream.reward]
+
+    def summary(self) -> str:
+        """The night in two sentences."""
+        text = f"{self.asked} dreams drawn, {len(self.dreams)} usable, {len(self.tried)} tried, "
+        text += f"{len(self.rewarded)} helped."
+        if not self.rewarded:
+            text += " No dream was better than the noise, so there is nothing to learn from this night's dreaming."
+        return text
+
+    def lessons(self) -> tuple[list[str], list[TeacherSample]]:
+        """What the rewarded dreams teach, as the teacher's samples.
+
+        Returns:
+            Sources and samples; `sample.context` is an index into the sources, which are the night's contexts and,
+            behind them, those that a dream combined with older memories.
+        """
+        sources = dict.fromkeys(self.contexts)
+        for night in self.rewarded:
+            sources.setdefault(night.dream.source)
+        places = {source: index for index, source in enumerate(sources)}
+        samples = [
+            TeacherSample(places[night.dream.source], night.dream.kind, question, answer, 1.0)
+            for night in self.rewarded
+            for question, answer in night.dream.pairs
+        ]
+        return list(sources), list(dict.fromkeys(samples))
+
+    def records(self) -> list[dict[str, Any]]:
+        """A flat row a dream, for tables."""
+        return [
+            {
+                "context": night.dream.context,
+                "kind": night.dream.kind,
+                "source": night.dream.source,
+                "ask": night.dream.ask,
+                "text": night.dream.text,
+                "pairs": len(night.dream.pairs),
+                "score": night.omega,
+                "kept": night.kept,
+                "reason": night.reason,
+                "before": None if night.verdict is None else night.verdict.before,
+                "after": None if night.verdict is None else night.verdict.after,
+                "noise": None if night.verdict is None else night.verdict.noise,
+                "chance": None if night.verdict is None else night.verdict.chance,
+                "reward": night.reward,
+            }
+            for night in self.dreams
+        ]
+
+
+def dream_night(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    contexts: Sequence[str],
+    probes: Sequence[Probe],
+    settings: DreamingSettings,
+    seed: int = 0,
+    older: Sequence[str] = (),
+    progress: bool = False,
+) -> DreamReport:
+    """Dream of each context and find out on isolated copies which dreams help.
+
+    Args:
+        model: a causal LM, in the view that it is in. The dreamer's adapter, if there is one, must be on while it
+            dreams and off in the trials: use `judge_dreams` with dreams of your own sampling.
+        tokenizer: with a chat template.
+        contexts: texts that fit into the model's window with a dream.
+        probes: questions about the contexts that no dream may be trained on, at least one.
+        settings: see `DreamingSettings`.
+        seed: the same seed gives the same night.
+        older: texts of earlier nights, for dreams that combine.
+        progress: whether to show a bar.
+
+    Raises:
+        ValueError: see `sample_dreams`, `score` and `judge`.
+    """
+    clock: dict[str, float] = {}
+    with _timed(clock, "sampling"):
+        data = sample_dreams(model, tokenizer, contexts, settings.dreams, seed, older, progress)
+    return judge_dreams(
+        model,
+        tokenizer,
+        contexts,
+        data.dreams,
+        probes,
+        settings,
+        seed,
+        asked=data.asked,
+        dropped=data.dropped,
+        random_experts=data.random_experts,
+        seconds=clock,
+    )
+
+
+def judge_dreams(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    contexts: Sequence[str],
+    dreams: Sequence[DreamText],
+    probes: Sequence[Probe],
+    settings: DreamingSettings,
+    seed: int = 0,
+    asked: int | None = None,
+    dropped: Counter[str] | None = None,
+    random_experts: bool = False,
+    seconds: dict[str, float] | None = None,
+) -> DreamReport:
+    """The second half of `dream_night`: score, choose, try and reward dreams that are there already.
+
+    Args:
+        model: as the copies start from it; see `dream_night` for the others.
+        tokenizer: with a chat template.
+        contexts: what was dreamt of.
+        dreams: see `sample_dreams`.
+        probes: as for `dream_night`.
+        settings: see `DreamingSettings`.
+        seed: the same seed gives the same choice and copies.
+        asked: for the report; None for as many as there are dreams.
+        dropped: for the report.
+        random_experts: for the report.
+        seconds: for the report; the parts of this half are added.
+    """
+    clock = {} if seconds is None else dict(seconds)
+    measure = make_measure(tokenizer, probes, settings.tau)
+    with _timed(clock, "baseline"):
+        before = measure.before(model)
+    made = [to_rows(tokenizer, dream) for dream in dreams]
+    held_out = held_out_rows(tokenizer, probes, len(contexts))
+    faults = _faults(model, dreams, made, [bool(rows) for rows in held_out])
+    fit = [index for index, reason in enumerate(faults) if reason is None]
+    with _timed(clock, "scores"):
+        scores = score(
+            model,
+            [made[index] for index in fit],
+            settings.scores,
+            [dreams[index].context for index in fit],
+            held_out,
+        )
+    groups = [dreams[index].context for index in fit] if settings.scores.each == "context" else None
+    choices = dict(zip(fit, select(scores, settings.scores.top_k, settings.scores.random_b, seed, groups), strict=True))
+    chosen = [index for index in fit if choices[index].kept]
+    tau = _Tau([dream.context for dream in dreams], before, probes, settings.rewards)
+
+    def run(which: Sequence[int], numbers: Sequence[int]) -> list[Marks]:
+        copies = [Dream(made[index].rows, seed=1000 * seed + number) for index in which for number in numbers]
+        return [trial.outcome for trial in run_trials(model, copies, settings.trials, measure).trials]
+
+    with _timed(clock, "trials"):
+        marks = _marks(chosen, run, tau, settings.rewards)
+    verdicts = tau.verdicts(marks)
+    judged = []
+    for index, dream in enumerate(dreams):
+        choice = choices.get(index)
+        if choice is None:
+            judged.append(NightDream(dream, None, "", faults[index] or ""))
+        else:
+            judged.append(
+                NightDream(
+                    dream, choice.omega, choice.kept, choice.reason, tuple(marks.get(index, ())), verdicts.get(index)
+                )
+            )
+    return DreamReport(
+        tuple(contexts),
+        tuple(judged),
+        len(dreams) if asked is None else asked,
+        dropped or Counter(),
+        before,
+        random_experts,
+        clock,
+    )
+
+
+def _faults(
+    model: PreTrainedModel, dreams: Sequence[DreamText], made: Sequence[Dream], has_probe: Sequence[bool]
+) -> list[str | None]:
+    """Why dreams can neither be scored nor tried."""
+    config = text_config(model)
+    window = getattr(config, "max_position_embeddings", None)
+    return [
+        fault(rows, window, config.vocab_size) if has_probe[dream.context] else "no probe of its context to judge it by"
+        for dream, rows in zip(dreams, made, strict=True)
+    ]
+
+
+def _marks(
+    chosen: Sequence[int],
+    run: Callable[[Sequence[int], Sequence[int]], list[Marks]],
+    tau: _Tau,
+    settings: RewardSettings,
+) -> dict[int, list[Marks]]:
+    """Marks of every copy of every chosen dream, all seeds at once or in a race."""
+    if settings.racing is None:
+        found = run(chosen, range(settings.seeds))
+        return {index: found[at * settings.seeds :][: settings.seeds] for at, index in enumerate(chosen)}
+    done = race(
+        chosen, settings.seeds, lambda which, number: run(which, [number]), tau.gains, settings.margin, settings.racing
+    )
+    return done.outcomes
+
+
+@dataclass(frozen=True)
+class _Tau:
+    """What a dream's copies are compared with, and on which probes."""
+
+    contexts: Sequence[int]
+    before: Marks
+    probes: Sequence[Probe]
+    settings: RewardSettings
+
+    def compared(self, marks: Mapping[int, Sequence[Marks]]) -> dict[int, tuple[list[list[float]], list[float]]]:
+        """Of each dream tried, the scores of its copies on the probes in its scope, and the baseline's."""
+        copies = [(self.contexts[index], row) for index, rows in marks.items() for row in rows]
+        found = {}
+        for index, rows in marks.items():
+            context = self.contexts[index]
+            baseline: Sequence[float] = self.before
+            if self.settings.baseline == "others":
+                own = [owner == context for owner, _ in copies]
+                baseline = baseline_of_others([row for _, row in copies], own, self.before)
+            asked = [
+                at for at, probe in enumerate(self.probes) if self.settings.scope == "all" or probe.context == context
+            ]
+            found[index] = [[row[at] for at in asked] for row in rows], [baseline[at] for at in asked]
+        return found
+
+    def verdicts(self, marks: Mapping[int, Sequence[Marks]]) -> dict[int, Verdict]:
+        """The verdict on each dream tried; what was given up in a race is not rewarded."""
+        found = {}
+        for index, (after, baseline) in self.compared(marks).items():
+            verdict = judge(after, baseline, self.settings)
+            found[index] = verdict if len(after) == self.settings.seeds else replace(verdict, reward=0)
+        return found
+
+    def gains(self, marks: Mapping[int, Sequence[Marks]]) -> dict[int, list[float]]:
+        """Each copy's mean gain."""
+        return {
+            index: [fmean(row) - fmean(baseline) for row in after]
+            for index, (after, baseline) in self.compared(marks).items()
+        }
+
+
+@contextmanager
+def _timed(clock: dict[str, float], part: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    clock[part] = time.perf_counter() - began

@@ -1,0 +1,245 @@
+"""ReST-EM for the dreamer (Singh et al. 2024, arXiv 2312.06585; paper.md section 4, step 4).
+
+E-step: dream, and keep what is rewarded. M-step: fine-tune the dreamer's adapter on what was kept, so that such dreams
+come more often. Deviation: a round after which dreams of contexts held out of training earn less is taken back.
+
+    dreamer = add_beside(model, LoraConfig(r=8, ...), "dreamer")
+    reward = trial_reward(model, dreamer, tokenizer, probes, DreamingSettings())
+    report = rest_em(dreamer, tokenizer, train, held_out, reward, RestEmSettings(), DreamSettings())
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from sleep_pipeline.dreaming.dreams import DreamText, sample_dreams
+from sleep_pipeline.dreaming.night import judge_dreams
+from sleep_pipeline.dreaming.rows import Row, losses, side_by_side
+from sleep_pipeline.dreaming.settings import DreamingSettings, DreamSettings, RestEmSettings
+from sleep_pipeline.dreaming.tau import Probe
+from sleep_pipeline.generation.likelihood import encode_reply
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Reward = Callable[[Sequence[str], Sequence[DreamText], int], Sequence[float]]
+"""Contexts, dreams of them and a seed -> the reward of each dream."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round of ReST-EM.
+
+    Attributes:
+        number: from 1.
+        asked: dreams drawn.
+        rewarded: dreams that the dreamer was fine-tuned on.
+        losses: of fine-tuning, a step each, nats a token; empty if nothing was rewarded.
+        held_out: mean reward of a dream about a held-out context after the round.
+        kept: whether the round was kept.
+    """
+
+    number: int
+    asked: int
+    rewarded: int
+    losses: tuple[float, ...]
+    held_out: float
+    kept: bool
+
+
+@dataclass(frozen=True)
+class RestEmReport:
+    """What came of ReST-EM.
+
+    Attributes:
+        before: mean reward of a dream about a held-out context, before any round.
+        rounds: see `Round`.
+    """
+
+    before: float
+    rounds: tuple[Round, ...]
+
+    @property
+    def after(self) -> float:
+        """The same with the dreamer that was kept."""
+        return max([self.before, *(done.held_out for done in self.rounds if done.kept)])
+
+
+def rest_em(
+    dreamer: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    contexts: Sequence[str],
+    held_out: Sequence[str],
+    reward: Reward,
+    settings: RestEmSettings,
+    dreams: DreamSettings,
+    seed: int = 0,
+) -> RestEmReport:
+    """Improve the dreamer's adapter; nothing else of the model changes.
+
+    Args:
+        dreamer: a model whose adapter is the policy, such as `memory.add_beside` returns.
+        tokenizer: with a chat template.
+        contexts: what is dreamt of for training.
+        held_out: what is dreamt of to see whether a round helped; at least one, none of them among `contexts`.
+        reward: see `trial_reward`.
+        settings: see `RestEmSettings`.
+        dreams: how dreams are sampled.
+        seed: the same seed gives the same rounds. Held-out contexts are dreamt of with the same noise every time.
+
+    Raises:
+        ValueError: there is no held-out context, or one is trained on.
+    """
+    if not held_out or set(held_out) & set(contexts):
+        raise ValueError(
+            f"{len(held_out)} contexts are held out and {len(set(held_out) & set(contexts))} of them are trained on; "
+            "hold at least one context out of training, or nothing tells whether a round helped"
+        )
+
+    def on_held_out() -> float:
+        data = sample_dreams(dreamer, tokenizer, held_out, dreams, 1000 * seed)
+        return sum(reward(held_out, data.dreams, 1000 * seed)) / max(1, data.asked)
+
+    start = best = _snapshot(dreamer)
+    before = best_reward = on_held_out()
+    rounds = []
+    for number in range(1, settings.rounds + 1):
+        own = 1000 * seed + number
+        data = sample_dreams(dreamer, tokenizer, contexts, dreams, own)
+        earned = reward(contexts, data.dreams, own)
+        good = [dream for dream, value in zip(data.dreams, earned, strict=True) if value > 0]
+        if not good:
+            rounds.append(Round(number, data.asked, 0, (), best_reward, False))
+            continue
+        if settings.restart:
+            _restore(dreamer, start)
+        history = fine_tune(dreamer, tokenizer, good, settings, own)
+        now = on_held_out()
+        kept = now >= best_reward
+        if kept:
+            best, best_reward = _snapshot(dreamer), now
+        else:
+            _restore(dreamer, best)
+        rounds.append(Round(number, data.asked, len(good), tuple(history), now, kept))
+    return RestEmReport(before, tuple(rounds))
+
+
+def trial_reward(
+    model: PreTrainedModel,
+    dreamer: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    probes: Mapping[str, Sequence[tuple[str, str]]],
+    settings: DreamingSettings,
+) -> Reward:
+    """Reward dreams by isolated trials of the model without its dreamer's adapter.
+
+    Every dream is tried whatever its score, so that the mean reward is that of the policy and not of the choice.
+
+    Args:
+        model: the network that dreamer and memory share.
+        dreamer: whose adapter is off in the trials.
+        tokenizer: with a chat template.
+        probes: by context, questions with answers.
+        settings: of scores, trials, measure and rewards.
+    """
+
+    def earned(contexts: Sequence[str], dreams: Sequence[DreamText], seed: int) -> list[float]:
+        asked = [Probe(at, *pair) for at, context in enumerate(contexts) for pair in probes[context]]
+        scores = settings.scores.model_copy(update={"kind": "gradient_norm", "top_k": len(dreams), "each": "night"})
+        with dreamer.disable_adapter():
+            report = judge_dreams(
+                model, tokenizer, contexts, dreams, asked, settings.model_copy(update={"scores": scores}), seed
+            )
+        return [float(dream.reward or 0) for dream in report.dreams]
+
+    return earned
+
+
+def fine_tune(
+    dreamer: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    dreams: Sequence[DreamText],
+    settings: RestEmSettings,
+    seed: int = 0,
+) -> list[float]:
+    """Supervised fine-tuning of the dreamer's adapter on dreams, with the loss on what was dreamt alone.
+
+    Args:
+        dreamer: see `rest_em`; its adapter must be on.
+        tokenizer: with a chat template.
+        dreams: at least one.
+        settings: see `RestEmSettings`.
+        seed: of the order.
+
+    Returns:
+        The loss of every step, nats a token.
+    """
+    rows = [_row(tokenizer, dream) for dream in dreams]
+    weights = list(_weights(dreamer).values())
+    optimizer = torch.optim.AdamW(weights, lr=settings.lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, settings.steps)
+    order = _in_turn(len(rows), random.Random(f"{seed}"))
+    history = []
+    device = next(dreamer.parameters()).device
+    with _only(dreamer, weights), torch.enable_grad():
+        for _ in range(settings.steps):
+            batch = [rows[next(order)] for _ in range(min(settings.rows, len(rows)))]
+            loss = losses(dreamer, side_by_side([batch], device)).sum()
+            loss.backward()
+            nn.utils.clip_grad_norm_(weights, settings.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            schedule.step()
+            history.append(float(loss.detach()))
+    return history
+
+
+def _row(tokenizer: PreTrainedTokenizerBase, dream: DreamText) -> Row:
+    ids, start = encode_reply(tokenizer, [*dream.prompt(), {"role": "assistant", "content": dream.text}])
+    return Row(tuple(ids), start)
+
+
+def _in_turn(count: int, rng: random.Random) -> Iterator[int]:
+    while True:
+        yield from rng.sample(range(count), count)
+
+
+def _weights(dreamer: PeftModel) -> dict[str, Tensor]:
+    """The adapter's own tensors, by name."""
+    prefix: Any = dreamer.base_model.prefix
+    return {name: weight for name, weight in dreamer.named_parameters() if prefix in name}
+
+
+def _snapshot(dreamer: PeftModel) -> dict[str, Tensor]:
+    return {name: weight.detach().clone() for name, weight in _weights(dreamer).items()}
+
+
+@torch.no_grad()
+def _restore(dreamer: PeftModel, kept: Mapping[str, Tensor]) -> None:
+    for name, weight in _weights(dreamer).items():
+        weight.copy_(kept[name])
+
+
+@contextmanager
+def _only(dreamer: PeftModel, weights: Sequence[Tensor]) -> Iterator[None]:
+    """Nothing but these can be trained, without dropout; every flag is put back."""
+    wanted = {parameter: parameter.requires_grad for parameter in dreamer.parameters()}
+    training = {module: module.training for module in dreamer.modules()}
+    try:
+        dreamer.eval().requires_grad_(False)
+        for weight in weights:
+            weight.requires_grad_()
+        yield
+    finally:
+        for parameter, flag in wanted.items():
+            parameter.requires_grad_(flag)
+        for module, flag in training.items():
+            module.training = flag

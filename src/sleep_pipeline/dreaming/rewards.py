@@ -1,0 +1,121 @@
+"""The reward of a dream (paper.md eq. 6): 1 if the copies that learned it are better than the baseline, else 0.
+
+Deviation: the paper rewards any improvement of one copy. With few probes and one seed that is partly luck, so here
+several seeds are compared with the baseline probe by probe, and the gain must stand out from the noise of both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from sleep_pipeline.dreaming.settings import RewardSettings
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a dream.
+
+    Attributes:
+        reward: 1 or 0.
+        before: mean score of the baseline.
+        after: mean score of the copies.
+        noise: standard error of the gain over what `settings.noise` says; not a number where it cannot be told.
+        chance: probability of such a gain, or a larger one, without any effect; not a number for the test `margin`.
+    """
+
+    reward: int
+    before: float
+    after: float
+    noise: float
+    chance: float
+
+    @property
+    def gain(self) -> float:
+        """By how much the copies are better."""
+        return self.after - self.before
+
+
+def judge(after: Sequence[Sequence[float]], before: Sequence[float], settings: RewardSettings) -> Verdict:
+    """Reward a dream, or not.
+
+    Args:
+        after: a row a seed, a score a probe.
+        before: the baseline's score at each probe.
+        settings: see `RewardSettings`.
+
+    Raises:
+        ValueError: there is no score, or rows are of different lengths.
+    """
+    late, early = np.asarray(after, dtype=np.float64), np.asarray(before, dtype=np.float64)
+    if late.ndim != 2 or not late.size or late.shape[1:] != early.shape:
+        raise ValueError(
+            f"a dream needs at least one seed and one probe, and a baseline for each probe; got scores of shape "
+            f"{late.shape} and a baseline of shape {early.shape}"
+        )
+    gains = late - early
+    if not np.isfinite(gains).all():
+        # A copy that diverged cannot be better.
+        return Verdict(0, float(early.mean()), float(late.mean()), math.nan, math.nan)
+    noise, freedom = standard_error(gains.mean(1, keepdims=True) if settings.noise == "seeds" else gains)
+    chance = _chance(gains, noise, freedom, settings)
+    gain = float(gains.mean())
+    better = gain > settings.margin and (settings.test == "margin" or chance < settings.level)
+    return Verdict(int(better), float(early.mean()), float(late.mean()), noise, chance)
+
+
+def standard_error(gains_SP: Floats) -> tuple[float, float]:
+    """Noise of the mean gain if seeds and probes are both drawn from many, and its degrees of freedom.
+
+    Scores of one seed rise and fall together, and so do those of one probe, so a cell is no independent sample: the
+    variance of the mean is that of a two-way table with both factors random, its freedom Satterthwaite's. With one seed
+    the probes alone are counted, with one probe the seeds alone, and with one of each nothing can be told.
+    """
+    seeds, probes = gains_SP.shape
+    if seeds == 1 or probes == 1:
+        count = max(seeds, probes)
+        return (float(gains_SP.std(ddof=1)) / math.sqrt(count), count - 1.0) if count > 1 else (math.nan, math.nan)
+    mean = gains_SP.mean()
+    by_seed, by_probe = gains_SP.mean(1, keepdims=True), gains_SP.mean(0, keepdims=True)
+    rest = float(((gains_SP - by_seed - by_probe + mean) ** 2).sum() / ((seeds - 1) * (probes - 1)))
+    of_seeds = probes * float(((by_seed - mean) ** 2).sum()) / (seeds - 1)
+    of_probes = seeds * float(((by_probe - mean) ** 2).sum()) / (probes - 1)
+    # An estimated component below zero counts as none, or the noise of one factor would hide that of the other.
+    total = max(of_seeds + of_probes - rest, of_seeds, of_probes, rest)
+    if not total:
+        return 0.0, 1.0
+    parts = of_seeds**2 / (seeds - 1) + of_probes**2 / (probes - 1) + rest**2 / ((seeds - 1) * (probes - 1))
+    return math.sqrt(total / (seeds * probes)), max(1.0, total**2 / parts)
+
+
+def _chance(gains_SP: Floats, noise: float, freedom: float, settings: RewardSettings) -> float:
+    if settings.test == "margin":
+        return math.nan
+    over = gains_SP.mean(0) - settings.margin
+    if settings.test == "sign":
+        up, down = int((over > 0).sum()), int((over < 0).sum())
+        return float(stats.binomtest(up, up + down, alternative="greater").pvalue) if up + down else 1.0
+    if math.isnan(noise):
+        raise ValueError("one seed and one probe say nothing of noise: give more probes or seeds, or test by margin")
+    if noise == 0:
+        return 0.0 if over.mean() > 0 else 1.0
+    return float(stats.t.sf(over.mean() / noise, freedom))
+
+
+def baseline_of_others(after: Sequence[Sequence[float]], own: Sequence[bool], before: Sequence[float]) -> list[float]:
+    """Baseline at each probe: the mean of the copies that learned a dream of another context.
+
+    Args:
+        after: a row a copy, a score a probe; copies that diverged are left out.
+        own: of each copy, whether it learned a dream of the context in question.
+        before: of the model as it is, for when there is no other copy.
+    """
+    others = [row for row, mine in zip(after, own, strict=True) if not mine and all(map(math.isfinite, row))]
+    return [float(mean) for mean in np.mean(others, axis=0)] if others else list(before)

@@ -1,0 +1,153 @@
+import copy
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+from sleep_pipeline.dreaming import night
+from sleep_pipeline.dreaming.dreams import DreamData, DreamText
+from sleep_pipeline.dreaming.night import DreamReport, dream_night, judge_dreams
+from sleep_pipeline.dreaming.settings import (
+    DreamingSettings,
+    DreamPrompt,
+    DreamSettings,
+    RewardSettings,
+    ScoreSettings,
+    TrialSettings,
+)
+from sleep_pipeline.dreaming.tau import Probe
+from sleep_pipeline.seeding.teacher import TeacherSample
+
+CONTEXTS = ["Mira lives in Osk.", "Osk has 12 inns.", "It rains."]
+PROBES = [
+    Probe(0, "Where does Mira live?", "In Osk"),
+    Probe(0, "Who lives in Osk?", "Mira does"),
+    Probe(1, "How many inns are there?", "There are 12"),
+]
+
+
+def dreamt(context: int, *pairs: tuple[str, str], source: str | None = None, kind: str = "questions") -> DreamText:
+    return DreamText(context, kind, source or CONTEXTS[context], "Quiz", str(pairs), pairs)
+
+
+RIGHT = dreamt(0, ("Where does Mira live?", "In Osk"), ("Who lives in Osk?", "Mira does"))
+WRONG = dreamt(0, ("Where is it?", "Seven brown hats"), ("Why?", "For ever and a day"))
+INNS = dreamt(1, ("How many inns are there?", "There are 12"), source=f"{CONTEXTS[1]}\n\nOlder.", kind="combination")
+RAIN = dreamt(2, ("Does it rain?", "It does"))
+SETTINGS = DreamingSettings(
+    scores=ScoreSettings(top_k=3, random_b=1),
+    trials=TrialSettings(steps=12, lr=5e-3),
+    rewards=RewardSettings(seeds=2),
+)
+
+
+def judged(model: Any, tokenizer: Any, dreams: list[DreamText], settings: DreamingSettings = SETTINGS) -> DreamReport:
+    return judge_dreams(model, tokenizer, CONTEXTS, dreams, PROBES, settings, seed=1)
+
+
+@pytest.fixture(scope="module")
+def report(tiny_settings: Any, tiny_tokenizer: Any) -> DreamReport:
+    from sleep_pipeline.pretraining.trainer import build_model
+
+    model = build_model(tiny_settings.architecture, tiny_tokenizer, seed=0).eval()
+    return judged(model, tiny_tokenizer, [RIGHT, WRONG, INNS, RAIN])
+
+
+def test_dreams_that_teach_the_probes_are_rewarded_and_others_are_not(report: DreamReport) -> None:
+    assert [dream.reward for dream in report.dreams] == [1, 0, 1, None]
+    assert [dream.dream for dream in report.rewarded] == [RIGHT, INNS]
+
+
+def test_every_dream_says_what_became_of_it(report: DreamReport) -> None:
+    assert [bool(dream.kept) for dream in report.dreams] == [True, True, True, False]
+    assert report.dreams[3].reason == "no probe of its context to judge it by"
+    assert all("rank" in dream.reason for dream in report.dreams[:3])
+    assert [len(dream.marks) for dream in report.dreams] == [2, 2, 2, 0]
+    assert all(len(row) == len(PROBES) for dream in report.tried for row in dream.marks)
+    assert set(report.seconds) == {"baseline", "scores", "trials"}
+
+
+def test_a_dream_is_judged_on_the_probes_of_its_own_context(report: DreamReport) -> None:
+    verdict = report.dreams[0].verdict
+    assert verdict is not None
+    own = [row[:2] for row in report.dreams[0].marks]
+    assert verdict.after == pytest.approx(sum(map(sum, own)) / 4)
+
+
+def test_rewarded_dreams_become_lessons_under_the_source_that_they_were_dreamt_of(report: DreamReport) -> None:
+    sources, samples = report.lessons()
+    assert sources == [*CONTEXTS, INNS.source]
+    assert samples == [
+        TeacherSample(0, "questions", "Where does Mira live?", "In Osk", 1.0),
+        TeacherSample(0, "questions", "Who lives in Osk?", "Mira does", 1.0),
+        TeacherSample(3, "combination", "How many inns are there?", "There are 12", 1.0),
+    ]
+
+
+def test_records_are_flat(report: DreamReport) -> None:
+    first, *_, last = report.records()
+    assert first["reward"] == 1 and first["after"] > first["before"]
+    assert last["reward"] is None and last["score"] is None
+    assert all(isinstance(value, str | int | float | None) for value in first.values())
+
+
+def test_the_summary_says_so_when_nothing_helped(report: DreamReport, tiny_model: Any, tiny_tokenizer: Any) -> None:
+    assert report.summary() == "4 dreams drawn, 4 usable, 3 tried, 2 helped."
+    nothing = judged(
+        tiny_model,
+        tiny_tokenizer,
+        [RIGHT, INNS],
+        SETTINGS.model_copy(update={"rewards": RewardSettings(seeds=2, margin=1e6)}),
+    )
+    assert "0 helped. No dream was better than the noise" in nothing.summary()
+    assert nothing.lessons() == (CONTEXTS, [])
+
+
+def test_without_any_dream_the_night_ends_without_trials(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    empty = judged(tiny_model, tiny_tokenizer, [])
+    assert empty.dreams == () and "nothing to learn" in empty.summary()
+
+
+def test_against_the_model_before_any_fine_tuning_on_answers_may_look_good(
+    tiny_model: Any, tiny_tokenizer: Any
+) -> None:
+    settings = SETTINGS.model_copy(update={"rewards": RewardSettings(seeds=2, baseline="before", test="margin")})
+    against_before = judged(tiny_model, tiny_tokenizer, [RIGHT, WRONG, INNS], settings)
+    others = judged(tiny_model, tiny_tokenizer, [RIGHT, WRONG, INNS])
+    for mine, theirs in zip(against_before.dreams, others.dreams, strict=True):
+        assert mine.verdict is not None and theirs.verdict is not None
+        assert mine.marks == theirs.marks
+        assert mine.verdict.gain != theirs.verdict.gain
+    mean = sum(against_before.before[:2]) / 2
+    assert against_before.dreams[0].verdict is not None
+    assert against_before.dreams[0].verdict.before == pytest.approx(mean)
+
+
+def test_the_same_seed_gives_the_same_night_and_the_model_stays_as_it_was(
+    tiny_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [DreamPrompt(kind="tell", ask="Tell", form="text", recall="{words}?")]
+    settings = SETTINGS.model_copy(update={"dreams": DreamSettings(prompts=prompts, dreams=2, max_new_tokens=8)})
+    before = copy.deepcopy(tiny_model.state_dict())
+    found = [dream_night(tiny_model, tiny_tokenizer, CONTEXTS, PROBES, settings, seed=3) for _ in range(2)]
+    assert found[0].records() == found[1].records()
+    assert found[0].asked == 6 and found[0].dropped.total() + len(found[0].dreams) == 6
+    assert all(torch.equal(value, before[name]) for name, value in tiny_model.state_dict().items())
+
+    data = DreamData([RIGHT, INNS], Counter({"cut off": 4}), 6, True)
+    monkeypatch.setattr(night, "sample_dreams", lambda *args: data)
+    report = dream_night(tiny_model, tiny_tokenizer, CONTEXTS, PROBES, settings, seed=1)
+    assert (report.asked, report.dropped, report.random_experts) == (6, {"cut off": 4}, True)
+    assert [dream.dream for dream in report.tried] == [RIGHT, INNS]
+    assert set(report.seconds) == {"sampling", "baseline", "scores", "trials"}
+
+
+def test_a_race_rewards_the_same_dreams(report: DreamReport, tiny_model: Any, tiny_tokenizer: Any) -> None:
+    rewards = RewardSettings(seeds=4, racing=3.0)
+    raced = judged(tiny_model, tiny_tokenizer, [RIGHT, WRONG, INNS], SETTINGS.model_copy(update={"rewards": rewards}))
+    assert [dream.reward for dream in raced.dreams] == [1, 0, 1]
+    assert [len(dream.marks) for dream in raced.dreams] == [4, 2, 4]
+    for mine, all_at_once in zip(raced.dreams, report.dreams, strict=False):
+        for one, other in zip(mine.marks, all_at_once.marks, strict=False):
+            assert one == pytest.approx(other, abs=1e-3)
