@@ -136,7 +136,7 @@ def open_model(
         model = get_peft_model(base, memory.config())
         store = ReplayStore(replay.stored_capacity, replay.open_book_capacity)
     else:
-        model = PeftModel.from_pretrained(base, str(checkpoint))
+        model = PeftModel.from_pretrained(base, str(checkpoint), is_trainable=True)
         _same_memory(asdict(memory.config())["levels"], asdict(state_of(model).config)["levels"], checkpoint)
         store = ReplayStore.load(checkpoint / REPLAY)
     return NightModel(model.eval(), tokenizer, store)

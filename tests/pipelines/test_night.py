@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sleep_pipeline.registry import NightRegistry
-from sleep_pipeline.seeding.settings import SeedingSettings
+from sleep_pipeline.seeding.settings import RefineSettings, SeedingSettings
 
 COMMAND = [sys.executable, "-m", "sleep_pipeline", "run", "--env=smoke", "--params=machine.threads=1"]
 
@@ -99,6 +99,7 @@ def test_a_night_that_was_killed_goes_on_and_ends_as_if_nothing_had_happened(
 def test_the_files_of_settings_say_what_the_defaults_are(project_root: Path) -> None:
     from kedro.config import OmegaConfigLoader
 
+    from sleep_pipeline.dreaming.settings import DreamingSettings
     from sleep_pipeline.evaluation.settings import EvaluationSettings
     from sleep_pipeline.memories.settings import CollectSettings
     from sleep_pipeline.night_model import MachineSettings, MemorySettings
@@ -108,6 +109,8 @@ def test_the_files_of_settings_say_what_the_defaults_are(project_root: Path) -> 
     # The library writes no checkpoints unless it is told where.
     checkpoints = {"optimizer": SeedingSettings().optimizer.model_copy(update={"checkpoint_every": 50})}
     assert SeedingSettings.model_validate(parameters["seeding"]) == SeedingSettings().model_copy(update=checkpoints)
+    assert RefineSettings.model_validate(parameters["refining"]) == RefineSettings()
+    assert DreamingSettings.model_validate(parameters["dreaming"]) == DreamingSettings()
     assert EvaluationSettings.model_validate(parameters["evaluation"]) == EvaluationSettings()
     assert MachineSettings.model_validate(parameters["machine"]) == MachineSettings()
     assert MemorySettings.model_validate(parameters["memory"]) == MemorySettings()

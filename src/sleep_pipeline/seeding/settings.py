@@ -115,3 +115,21 @@ class SeedingSettings(_Settings):
     def prompts(self) -> int:
         """Samples that are cut and continued in every step: whole groups that make up the share `lambda`."""
         return round(self.on_policy * self.rows / self.imitation.group)
+
+
+class RefineSettings(_Settings):
+    """How the dreams that helped go into tonight's expert: as seeding does, but for these.
+
+    Attributes:
+        steps: optimizer steps.
+        learning_rate: peak.
+    """
+
+    steps: PositiveInt = 50
+    learning_rate: PositiveFloat = 1e-3
+
+    def seeding(self, seeding: SeedingSettings) -> SeedingSettings:
+        """The settings of seeding with these in their place; the student says nothing itself."""
+        changed = {"steps": self.steps, "learning_rate": self.learning_rate}
+        optimizer = seeding.optimizer.model_copy(update=changed)
+        return seeding.model_copy(update={"optimizer": optimizer, "on_policy": 0.0, "alpha": 1.0})

@@ -30,6 +30,7 @@ def evaluate_night(
     probes: Table,
     seed_summary: dict[str, Any],
     seeded_model: Path,
+    dream_summary: dict[str, Any],
     model: str,
     machine: MachineSettings,
     memory: MemorySettings,
@@ -70,10 +71,12 @@ def evaluate_night(
     earlier = _of_night(reporting_folder, parent, METRICS)
     metrics = _metrics(opened, after, tonight, probes, earlier, evaluation, _texts(evaluation, raw_folder))
     metrics |= {"night": night, "parent": parent, "lessons": manifest["lessons"], "slot": manifest["slot"]}
-    seeded = _manifest(seeded_model)
+    metrics["dreams"] = {name: value for name, value in dream_summary.items() if isinstance(value, int)}
     metrics["seconds"] = {
         **seed_summary["seconds"],
-        "training": seeded.get("seconds", 0.0),
+        "training": _manifest(seeded_model).get("seconds", 0.0),
+        **dream_summary["seconds"],
+        "refining": manifest["seconds"],
         "evaluating": time.perf_counter() - began,
     }
     flat = {f"night/{name}": value for name, value in metrics.items() if isinstance(value, float)}
@@ -244,6 +247,8 @@ def write_report(
     replies: Table,
     quarantine: Table,
     collect_summary: dict[str, Any],
+    dreams: Table,
+    dream_summary: dict[str, Any],
     night_model: Path,
     model: str,
     evaluation: EvaluationSettings,
@@ -278,6 +283,8 @@ def write_report(
         forgotten=forgotten,
         history=_history(reporting_folder, metrics),
         levels=_levels(night_model),
+        dreams=_helpful(dreams, evaluation.examples),
+        dreams_dreamt=dream_summary["dreams"],
         memories=Memories(
             read=collect_summary["memories"] + collect_summary["quarantined"],
             learned=collect_summary["memories"],
@@ -302,6 +309,16 @@ def write_report(
         }
     )
     return render(report), card
+
+
+def _helpful(dreams: Table, most: int) -> list[Any]:
+    """The dreams that helped, best first."""
+    from sleep_pipeline.reporting import DreamSample
+
+    if "reward" not in dreams:
+        return []
+    best = dreams[dreams["reward"] == 1].sort_values("score", ascending=False).head(most)
+    return [DreamSample(row.kind, row.text, float(row.score), float(row.reward)) for row in best.itertuples()]
 
 
 def _environment() -> dict[str, str]:

@@ -7,33 +7,60 @@ from typing import Any
 
 from sleep_pipeline.datasets import Pretrained
 from sleep_pipeline.night_model import MachineSettings, MemorySettings, StorePart, open_model
-from sleep_pipeline.seeding.settings import SeedingSettings
+from sleep_pipeline.pipelines.seed.nodes import own_seed
+from sleep_pipeline.seeding.settings import RefineSettings, SeedingSettings
 
 Lessons = Any  # dict[str, list[Lesson]]
 
 
-def activate_expert(
+def refine_expert(
     seeded_model: Path,
     lessons: Lessons,
+    dream_lessons: Lessons,
     model: str,
     machine: MachineSettings,
     memory: MemorySettings,
     seeding: SeedingSettings,
+    refining: RefineSettings,
     night: int,
     random_seed: int,
     seed_summary: dict[str, Any],
     models_folder: Path,
+    refine_progress_folder: Path,
 ) -> Pretrained:
-    """End the sleep: the expert becomes active, and tonight's lessons go into the store for replay."""
+    """Distil the dreams that helped into tonight's expert, with replay, and end the sleep.
+
+    The expert becomes active, and what it learned goes into the store for replay. Without a dream that helped, the
+    expert stays as it was seeded.
+    """
+    import time
+
     from sleep_pipeline.memory import Consolidation, state_of
     from sleep_pipeline.registry import BASE, NightRegistry
+    from sleep_pipeline.seeding.night import learn
 
     opened = open_model(model, machine, memory, seeding.replay, seeded_model)
     state = state_of(opened.model)
     slot = None
+    began = time.perf_counter()
     if state.table.sleep is not None:
-        slot = Consolidation.resume(opened.model).commit()
-        opened.store.add("stored", lessons["tonight"], night, random_seed)
+        sleep = Consolidation.resume(opened.model)
+        learned = [*lessons["tonight"], *dream_lessons["tonight"]]
+        if dream_lessons["tonight"]:
+            learn(
+                opened.model,
+                opened.tokenizer,
+                learned,
+                opened.store,
+                refining.seeding(seeding),
+                own_seed(random_seed, night) + 1,
+                lessons["open_book"],
+                folder=refine_progress_folder,
+                progress=True,
+                resume=True,
+            )
+        slot = sleep.commit()
+        opened.store.add("stored", learned, night, random_seed)
         opened.store.add("open_book", lessons["open_book"], night, random_seed)
     champion = NightRegistry(models_folder).champion()
     manifest = {
@@ -45,6 +72,8 @@ def activate_expert(
         "memory": memory.model_dump(mode="json"),
         "settings": {"seeding": seeding.model_dump(mode="json", by_alias=True), "random_seed": random_seed},
         "lessons": len(lessons["tonight"]),
+        "dream_lessons": len(dream_lessons["tonight"]),
+        "seconds": time.perf_counter() - began,
         "samples": seed_summary["samples"],
     }
     return Pretrained((opened.model, StorePart(opened.store)), manifest)

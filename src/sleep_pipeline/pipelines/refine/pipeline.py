@@ -10,25 +10,28 @@ from sleep_pipeline.pipelines.refine import nodes
 
 
 def create_pipeline(**_: Any) -> Pipeline:
-    """A trained expert -> the model of the night."""
+    """A trained expert and dreams that help -> the model of the night."""
     return Pipeline(
         [
             node(
-                nodes.activate_expert,
+                nodes.refine_expert,
                 inputs=[
                     "seeded_model",
                     "lessons",
+                    "dream_lessons",
                     "params:model",
                     "params:machine",
                     "params:memory",
                     "params:seeding",
+                    "params:refining",
                     "params:night",
                     "params:random_seed",
                     "seed_summary",
                     "models_folder",
+                    "refine_progress_folder",
                 ],
                 outputs="night_model",
-                name="activate_expert_node",
+                name="refine_expert_node",
             ),
         ],
         tags=["refine", "night"],

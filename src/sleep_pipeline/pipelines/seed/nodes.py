@@ -16,6 +16,9 @@ from sleep_pipeline.tracking import active_sink
 Table = Any  # pandas.DataFrame
 Lessons = Any  # dict[str, list[Lesson]]
 
+TO_LEARN, TO_ASK, FOR_DREAMS = "learn", "ask", "dreams"
+"""What a teacher's sample is used for: learned, asked after the night, or asked of the copies that try dreams."""
+
 _SAMPLE_COLUMNS = ("context", "kind", "question", "answer", "agreement")
 
 
@@ -50,12 +53,12 @@ def sample_lessons(
     """Let the teacher write about every context, hold some of it out as probes, and read its beliefs.
 
     Returns:
-        All samples, with whether each is held out; the lessons by pool; the probes with what the model answers to them
+        All samples, with what each is used for; the lessons by pool; the probes with what the model answers to them
         before the night, with and without their contexts; and a summary.
     """
     import pandas as pd
 
-    from sleep_pipeline.memories.contexts import contexts_from_frame, is_held_out
+    from sleep_pipeline.memories.contexts import contexts_from_frame
     from sleep_pipeline.seeding.night import gather
     from sleep_pipeline.validation.rows import validate_rows
 
@@ -65,14 +68,13 @@ def sample_lessons(
     texts = [context.text for context in read]
     gathered = gather(opened.model, opened.tokenizer, texts, seeding, own, progress=True)
     rows = [
-        {name: getattr(sample, name) for name in _SAMPLE_COLUMNS}
-        | {"held_out": is_held_out(sample.question, collect.probe_share, collect.probe_salt)}
+        {name: getattr(sample, name) for name in _SAMPLE_COLUMNS} | {"use": _use(sample.question, collect)}
         for sample in gathered.data.samples
     ]
-    samples = pd.DataFrame(rows, columns=[*_SAMPLE_COLUMNS, "held_out"])
+    samples = pd.DataFrame(rows, columns=[*_SAMPLE_COLUMNS, "use"])
     checked = validate_rows(samples, "teacher_samples", max_bad_share=0.5)
     kept = set(checked.good.index)
-    tonight = [lesson for at, lesson in enumerate(gathered.lessons) if at in kept and not rows[at]["held_out"]]
+    tonight = [lesson for at, lesson in enumerate(gathered.lessons) if at in kept and rows[at]["use"] == TO_LEARN]
     probes = _probes(samples, texts, read, memories, probes_folder, evaluation)
     frame = _asked(opened, probes, evaluation)
     summary = {
@@ -86,6 +88,18 @@ def sample_lessons(
         "validation_share": checked.success_share,
     }
     return samples, {"tonight": tonight, "open_book": gathered.open_book}, frame, summary
+
+
+def _use(question: str, collect: CollectSettings) -> str:
+    """By the question's words alone, so that a question is never learned on one night and asked on another.
+
+    Dreams are judged by other questions than the night: what is chosen by a question says nothing of it afterwards.
+    """
+    from sleep_pipeline.memories.contexts import is_held_out
+
+    if not is_held_out(question, collect.probe_share, collect.probe_salt):
+        return TO_LEARN
+    return FOR_DREAMS if is_held_out(question, 0.5, f"{collect.probe_salt}/dreams") else TO_ASK
 
 
 def _probes(
@@ -104,7 +118,7 @@ def _probes(
         for probe, source in given_probes(probes_folder)
         if places.get(source) in first
     ]
-    own = samples[samples["held_out"]].drop_duplicates(["context", "question"])
+    own = samples[samples["use"] == TO_ASK].drop_duplicates(["context", "question"])
     if len(own) > evaluation.teacher_probes:
         own = own.sample(evaluation.teacher_probes, random_state=0).sort_index()
     probes += [

@@ -6,13 +6,13 @@ from typing import Any
 
 from kedro.pipeline import Pipeline
 
-from sleep_pipeline.pipelines import collect, evaluate, refine, seed
+from sleep_pipeline.pipelines import collect, dream, evaluate, refine, seed
 
-PHASES = {"collect": collect, "seed": seed, "refine": refine, "evaluate": evaluate}
+PHASES = {"collect": collect, "seed": seed, "dream": dream, "refine": refine, "evaluate": evaluate}
 
 
 def create_pipeline(**_: Any) -> Pipeline:
-    """Collect -> seed -> refine -> evaluate."""
+    """Collect -> seed -> dream -> refine -> evaluate."""
     whole = Pipeline([])
     for phase in PHASES.values():
         whole += phase.create_pipeline()
