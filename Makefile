@@ -1,5 +1,5 @@
 # Needs Python 3.11 or newer, git and make; everything else is fetched into .venv.
-#   make run     set up, then run the pipeline in its small budget
+#   make run     set up, then one whole night; again for the next one
 #   make test    set up, then lint and run every test
 # PYTHON=/path/to/python chooses the interpreter of a new .venv.
 
@@ -35,8 +35,9 @@ help:  ## List the targets.
 
 setup: $(STAMP)  ## Make .venv from requirements.lock; does nothing when nothing changed.
 
-run: setup  ## Train the small language model in its smoke budget.
-	$(BIN)/kedro run --pipelines=pretrain --env=smoke
+run: setup  ## One whole night on the embedded model; the next one when run again.
+	$(BIN)/kedro run --pipelines=sleep
+	@echo "Report: $$(ls -d data/08_reporting/night_*/report.html | tail -1)"
 
 test: lint  ## Lint, then run all tests.
 	$(BIN)/pytest

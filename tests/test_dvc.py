@@ -10,6 +10,7 @@ import yaml
 from kedro.config import OmegaConfigLoader
 
 from sleep_pipeline.pipelines.pretrain import create_pipeline
+from sleep_pipeline.settings import CONFIG_LOADER_ARGS
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def stage(project_root: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def catalog(project_root: Path) -> dict[str, Any]:
-    loader = OmegaConfigLoader(str(project_root / "conf"), env="base", base_env="base")
+    loader = OmegaConfigLoader(str(project_root / "conf"), env="base", **CONFIG_LOADER_ARGS)
     entries: dict[str, Any] = loader["catalog"]
     return entries
 
