@@ -14,6 +14,7 @@ from sleep_pipeline.dreaming.rows import Dream, Row, exact_match, side_by_side
 from sleep_pipeline.dreaming.settings import TrialSettings
 from sleep_pipeline.dreaming.stacked_lora import StackedLora, adapters_on, lay_out, stack
 from sleep_pipeline.dreaming.trials import Trial, measure_footprint, run_trials
+from sleep_pipeline.memory import add_beside
 
 SETTINGS = TrialSettings(rank=3, alpha=6.0, lr=0.01, weight_decay=0.1, clip_norm=0.5, steps=20)
 """A norm of 0.5 clips some steps and leaves others."""
@@ -325,6 +326,13 @@ def test_targets_limit_the_layers_and_the_head_gets_no_adapter() -> None:
     }
     whole = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     assert set(lay_out(model, 2, 4.0).shapes) == whole - {"lm_head"}
+
+
+def test_an_adapter_of_peft_gets_no_adapter_and_hides_no_layer() -> None:
+    model = tiny_models.with_memory()
+    before = [lay_out(model, 2, 4.0, targets).size for targets in (None, ["q_proj"])]
+    add_beside(model, peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"]), "dreamer")
+    assert [lay_out(model, 2, 4.0, targets).size for targets in (None, ["q_proj"])] == before
 
 
 def test_a_target_that_fits_no_layer_is_named() -> None:

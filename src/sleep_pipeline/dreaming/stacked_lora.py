@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -134,7 +135,7 @@ class Layout:
 def lay_out(model: nn.Module, rank: int, alpha: float, targets: Sequence[str] | None = None) -> Layout:
     """Find the linear layers inside the decoder layers that get an adapter.
 
-    Both `nn.Linear` and the transposed `Conv1D` of GPT-2 count.
+    Both `nn.Linear` and the transposed `Conv1D` of GPT-2 count; the layers of peft's own adapters do not.
 
     Args:
         model: a Hugging Face causal LM, or one wrapped by peft.
@@ -148,7 +149,10 @@ def lay_out(model: nn.Module, rank: int, alpha: float, targets: Sequence[str] | 
     """
     shapes: dict[str, tuple[int, int]] = {}
     for prefix, layer in decoder_layers(model):
+        foreign = _adapters_inside(layer)
         for name, module in layer.named_modules(prefix=prefix):
+            if module in foreign:
+                continue
             if isinstance(module, nn.Linear):
                 shapes[name] = (module.in_features, module.out_features)
             elif isinstance(module, Conv1D):
@@ -166,7 +170,15 @@ def lay_out(model: nn.Module, rank: int, alpha: float, targets: Sequence[str] | 
     return Layout(shapes, rank, alpha / rank)
 
 
+def _adapters_inside(layer: nn.Module) -> set[nn.Module]:
+    """The modules that peft's adapters, such as the dreamer's, have put into a layer."""
+    tuners = [module for module in layer.modules() if isinstance(module, BaseTunerLayer)]
+    parts = [getattr(tuner, name, None) for tuner in tuners for name in tuner.adapter_layer_names]
+    return {module for part in parts if isinstance(part, nn.Module) for module in part.modules()}
+
+
 def _ends_with(name: str, suffix: str) -> bool:
+    name = name.removesuffix(".base_layer")
     return name == suffix or name.endswith("." + suffix)
 
 
