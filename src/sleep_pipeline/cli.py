@@ -5,6 +5,7 @@
     sleep-pipeline ui                            look at the recorded runs
     sleep-pipeline lineage                       which night grew from which
     sleep-pipeline rollback                      take the last night back
+    sleep-pipeline wake                          talk with the model of a night, and with the one before it
 
 Kedro finds the group `cli` by its name and module, so `kedro doctor` works as well.
 """
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sleep_pipeline.cli_nights import lineage, rollback
+from sleep_pipeline.cli_wake import wake
 from sleep_pipeline.environment import apply_defaults
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ def cli() -> None:
 
 cli.add_command(lineage)
 cli.add_command(rollback)
+cli.add_command(wake)
 
 
 def project_root() -> Path:
@@ -54,13 +57,10 @@ def project_root() -> Path:
 
 def tracking_config(project: Path, env: str | None) -> "TrackingConfig":
     """Read where the runs of `project` are recorded when run in the environment `env`."""
-    from kedro.config import OmegaConfigLoader
-
-    from sleep_pipeline.settings import CONFIG_LOADER_ARGS
+    from sleep_pipeline.configuration import config_loader
     from sleep_pipeline.tracking.hooks import load_config
 
-    loader = OmegaConfigLoader(conf_source=str(project / "conf"), env=env, **CONFIG_LOADER_ARGS)
-    return load_config(loader, project)
+    return load_config(config_loader(project, env), project)
 
 
 @cli.command()

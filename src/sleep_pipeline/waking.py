@@ -1,0 +1,115 @@
+"""The model of a night beside the one that it grew from, in one network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sleep_pipeline.night_model import MachineSettings, MemorySettings, NightModel, open_model
+from sleep_pipeline.registry import BASE, MANIFEST, NightRegistry
+from sleep_pipeline.seeding.settings import ReplaySettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_PARENT = "parent"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the models that are asked.
+
+    Attributes:
+        label: for people.
+        view: a context manager in which the network is this model.
+    """
+
+    label: str
+    view: Callable[[], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Awake:
+    """A night's model, loaded, with the states of it that can be asked.
+
+    Attributes:
+        opened: the network.
+        sides: the parent, then the night; the base model alone before the first night.
+    """
+
+    opened: NightModel
+    sides: tuple[Side, ...]
+
+    def answers(self, question: str, max_new_tokens: int) -> list[str]:
+        """What each side says to a question that stands alone.
+
+        Raises:
+            ValueError: the question does not fit into the model's window.
+        """
+        from sleep_pipeline.generation.replies import greedy_replies
+
+        conversation = [{"role": "user", "content": question}]
+        found = []
+        for side in self.sides:
+            with side.view():
+                found += greedy_replies(self.opened.model, self.opened.tokenizer, [conversation], max_new_tokens)
+        return found
+
+
+def wake_base(model: str, machine: MachineSettings, memory: MemorySettings) -> Awake:
+    """Load the model before its first night.
+
+    Raises:
+        ModelLoadError: the base model cannot be had.
+    """
+    opened = open_model(model, machine, memory, ReplaySettings(), None)
+    return Awake(opened, (Side("base model", nullcontext),))
+
+
+def wake_night(registry: NightRegistry, number: int, machine: MachineSettings) -> Awake:
+    """Load the model of a night so that it can be asked as it is and as it was before that night.
+
+    Model and memory are those that the checkpoint names. The parent is a view of the same network that leaves the
+    night's expert out; where the night merged older experts, these are read from the parent's checkpoint.
+
+    Raises:
+        RegistryError: the night is unknown, or a checkpoint that is needed is missing or another one.
+        ModelLoadError: the base model cannot be had.
+        ValueError: the base model is not the one that the night grew from.
+    """
+    checkpoint = registry.checkpoint(number)
+    parent = registry.night(number).parent
+    manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    memory = MemorySettings.model_validate(manifest["memory"])
+    opened = open_model(manifest["base_model"]["name"], machine, memory, ReplaySettings(), checkpoint)
+    before = _before(opened.model, number, parent, registry)
+    label = f"night {parent}" if parent != BASE else "base model"
+    return Awake(opened, (Side(f"parent ({label})", before), Side(f"night {number}", nullcontext)))
+
+
+def _before(
+    model: PreTrainedModel, number: int, parent: int, registry: NightRegistry
+) -> Callable[[], AbstractContextManager[None]]:
+    from sleep_pipeline.memory import adapters_view, base_view, experts_view, state_of
+
+    if parent == BASE:
+        return lambda: base_view(model)
+    table = state_of(model).table
+    tonight = [(level, slot, event) for night, level, slot, event in table.events if night == number]
+    if not tonight:
+        return nullcontext
+    if len({(level, slot) for level, slot, _ in tonight}) == 1:
+        ((level, new),) = {(level, slot) for level, slot, _ in tonight}
+        earlier = [slot for slot in table.active(level) if slot != new]
+        return lambda: experts_view(model, level, earlier)
+    _load_beside(model, registry.checkpoint(parent))
+    return lambda: adapters_view(model, [_PARENT])
+
+
+def _load_beside(model: Any, checkpoint: Path) -> None:
+    model.load_adapter(str(checkpoint), adapter_name=_PARENT)
+    model.eval()
