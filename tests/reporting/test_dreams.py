@@ -51,3 +51,8 @@ def test_a_long_context_is_folded_but_whole() -> None:
 
 def test_a_night_without_dreams_gives_a_page() -> None:
     assert "0 dreams, 0 tried, 0 helped." in render_dreams([], 1)
+
+
+def test_likelihoods_are_shown_in_nats_not_in_per_cent() -> None:
+    dream = DreamRow("questions", "context", "text", score=1.0, kept="top", before=-3.25, after=-0.5, reward=1.0)
+    assert "-3.25 nats → -0.50 nats" in render_dreams([dream], 1, shares=False)

@@ -13,12 +13,12 @@ from tiny_models import learn as learn_expert
 from tiny_models import one_level, with_memory
 from torch import nn
 
-from sleep_pipeline.memory import base_view
+from sleep_pipeline.memory import ContinuumMemoryConfig, LevelConfig, Pair, base_view
 from sleep_pipeline.memory.operations import state_of
 from sleep_pipeline.seeding import night as module
 from sleep_pipeline.seeding import teacher
 from sleep_pipeline.seeding.judges import Trio
-from sleep_pipeline.seeding.night import BaseJudge, learn, make_room, seed_night
+from sleep_pipeline.seeding.night import BaseJudge, hand_on, learn, make_room, seed_night
 from sleep_pipeline.seeding.replay import ReplayStore
 from sleep_pipeline.seeding.settings import SeedingSettings
 
@@ -283,3 +283,25 @@ def test_every_merge_is_trained_though_the_last_one_left_its_checkpoint(tiny_tok
         make_room(model, tiny_tokenizer, store, given, night=night, seed=night, folder=folder)
         ended.append(state(model))
     assert all(torch.equal(ended[1][name], ended[2][name]) for name in ended[1])
+
+
+def test_a_level_hands_its_experts_on_when_its_period_is_over(tiny_tokenizer: Any) -> None:
+    levels = [LevelConfig(period=2, num_slots=3, rank=3, base_width=5), LevelConfig(num_slots=3, rank=3)]
+    model = made_up.louder(with_memory(ContinuumMemoryConfig(levels=levels)))
+    for night in (1, 2):
+        learn_expert(model, level=1, seed=night, night=night)
+    store = ReplayStore(10, 10)
+    for night in (1, 2):
+        store.add("stored", without_context(lessons(4, first=night)), night=night)
+    assert hand_on(model, tiny_tokenizer, store, small(), night=3, seed=0) == []
+    assert state_of(model).table.active(1) == (0, 1)
+    assert hand_on(model, tiny_tokenizer, store, small(), night=4, seed=0) == [Pair(1, 2)]
+    assert state_of(model).table.active(1) == ()
+    assert state_of(model).table.active(2) == (0,)
+
+
+def test_a_memory_of_one_level_has_nobody_to_hand_on_to(tiny_tokenizer: Any) -> None:
+    model = full()
+    before = state(model)
+    assert hand_on(model, tiny_tokenizer, ReplayStore(1, 1), small(), night=4, seed=0) == []
+    assert all(torch.equal(before[name], tensor) for name, tensor in state(model).items())

@@ -50,8 +50,8 @@ class DreamRow:
         text: what it wrote.
         score: importance by its gradient; None if it was not scored.
         kept: why it was tried (`top`, `random`), or empty if it was not.
-        before: score of the model before the trial, 0 to 1.
-        after: score of the copy that learned the dream, 0 to 1.
+        before: score of what the trial is compared with.
+        after: score of the copies that learned the dream.
         reward: of the trial; None if it was not tried.
     """
 
@@ -65,8 +65,14 @@ class DreamRow:
     reward: float | None = None
 
 
-def render_dreams(dreams: Sequence[DreamRow], night: int) -> str:
-    """Return the page of a night's dreams; it works without its script too, in the order given."""
+def render_dreams(dreams: Sequence[DreamRow], night: int, shares: bool = True) -> str:
+    """Return the page of a night's dreams; it works without its script too, in the order given.
+
+    Args:
+        dreams: of the night.
+        night: its number.
+        shares: whether trials are measured in shares of the answers, or in nats a token.
+    """
     tried = [dream for dream in dreams if dream.reward is not None]
     helped = sum((dream.reward or 0) > 0 for dream in tried)
     head = element(
@@ -78,7 +84,7 @@ def render_dreams(dreams: Sequence[DreamRow], night: int) -> str:
             for name, numbers in _COLUMNS
         ),
     )
-    rows = [_row(dream) for dream in dreams]
+    rows = [_row(dream, shares) for dream in dreams]
     body = element(
         "main",
         element(
@@ -98,11 +104,11 @@ def render_dreams(dreams: Sequence[DreamRow], night: int) -> str:
     return page(f"Dreams of night {night}", body, STYLE, _SCRIPT)
 
 
-def _row(dream: DreamRow) -> Html:
+def _row(dream: DreamRow, shares: bool) -> Html:
     trial: Child = "–"
     change = None
     if dream.before is not None and dream.after is not None:
-        trial = f"{percent(dream.before)} → {percent(dream.after)}"
+        trial = " → ".join(percent(mark) if shares else f"{mark:.2f} nats" for mark in (dream.before, dream.after))
         change = dream.after - dream.before
     cells: list[tuple[Child, str | None]] = [
         (dream.kind, None),

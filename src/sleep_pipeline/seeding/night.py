@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sleep_pipeline.memory import CONTEXT, Journal, base_view, consolidation, state_of, teacher_view
+from sleep_pipeline.memory import CONTEXT, Journal, Pair, base_view, consolidation, state_of, teacher_view
 from sleep_pipeline.seeding.judges import Judge, LikelihoodJudge, Trio
 from sleep_pipeline.seeding.lessons import (
     Lesson,
@@ -239,10 +239,59 @@ def make_room(
             f"level {level} of the memory is full, and no lesson is kept for replay that its experts could be merged "
             "by; begin the life with more slots (memory.levels) or with replay (seeding.replay)"
         )
-    off_policy = settings.model_copy(update={"on_policy": 0.0, "alpha": 1.0})
     with consolidation(model, sender=level, receiver=level, slots=oldest, night=night) as sleep:
-        learn(model, tokenizer, lessons, store, off_policy, seed, folder=folder, resume=True)
+        learn(model, tokenizer, lessons, store, _off_policy(settings), seed, folder=folder, resume=True)
         return sleep.commit()
+
+
+def hand_on(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    store: ReplayStore,
+    settings: SeedingSettings,
+    night: int,
+    seed: int,
+    folder: str | Path = "hand_on",
+) -> list[Pair]:
+    """Move every level that is due into the next slower one: its experts' lessons, replayed, into one new expert.
+
+    With one level there is nothing to do. The sender's experts are the teacher and are reset in the student; what they
+    were taught lies in the store.
+
+    Args:
+        model: with a memory, outside of any sleep, after the context of the night has been seeded.
+        tokenizer: with a chat template.
+        store: with the lessons of the nights whose experts the senders hold.
+        settings: see `SeedingSettings`; all rows are off-policy.
+        night: position on the schedule.
+        seed: decides the order of everything.
+        folder: for checkpoints.
+
+    Returns:
+        The pairs that slept, in order.
+    """
+    state = state_of(model)
+    done = []
+    for pair in state.config.schedule().due(night):
+        senders = state.table.active(pair.sender) if pair.sender != CONTEXT else ()
+        if not senders:
+            continue
+        own = 31 * seed + pair.sender
+        make_room(model, tokenizer, store, settings, night, own, Path(folder) / f"room_{pair.receiver}", pair.receiver)
+        nights = {state.table.slots(pair.sender)[slot].night for slot in senders}
+        kept = store.pools["stored"].lessons
+        lessons = [lesson for lesson, of in kept if of in nights] or [lesson for lesson, _ in kept]
+        with consolidation(model, sender=pair.sender, receiver=pair.receiver, night=night) as sleep:
+            place = Path(folder) / f"level_{pair.receiver}"
+            learn(model, tokenizer, lessons, store, _off_policy(settings), own, folder=place, resume=True)
+            sleep.commit()
+        done.append(pair)
+    return done
+
+
+def _off_policy(settings: SeedingSettings) -> SeedingSettings:
+    """For lessons whose teacher cannot be asked again."""
+    return settings.model_copy(update={"on_policy": 0.0, "alpha": 1.0})
 
 
 def seed_night(
@@ -288,6 +337,7 @@ def seed_night(
         slot = sleep.commit()
     store.add("stored", gathered.lessons, night, seed)
     store.add("open_book", gathered.open_book, night, seed)
+    hand_on(model, tokenizer, store, settings, night, own)
     return Seeded(night, slot, gathered, learned)
 
 

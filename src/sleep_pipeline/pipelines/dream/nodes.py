@@ -95,7 +95,7 @@ def dream_night(
     }
     counts = {name: float(value) for name, value in summary.items() if isinstance(value, int)}
     active_sink().log_metrics({f"dream/{name}": value for name, value in counts.items()}, step=night)
-    return checked.good, {"tonight": lessons}, summary, _page(report.records(), night)
+    return checked.good, {"tonight": lessons}, summary, _page(report.records(), night, dreaming.tau.kind == "questions")
 
 
 def _nothing() -> Table:
@@ -104,7 +104,7 @@ def _nothing() -> Table:
     return pd.DataFrame({"id": pd.Series(dtype="string"), "text": pd.Series(dtype="string")})
 
 
-def _page(records: list[dict[str, Any]], night: int) -> str:
+def _page(records: list[dict[str, Any]], night: int, shares: bool = True) -> str:
     """Every dream beside what it is about."""
     from sleep_pipeline.reporting import DreamRow, render_dreams
 
@@ -121,4 +121,4 @@ def _page(records: list[dict[str, Any]], night: int) -> str:
         )
         for record in records
     ]
-    return render_dreams(rows, night)
+    return render_dreams(rows, night, shares)

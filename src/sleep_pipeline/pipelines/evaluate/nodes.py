@@ -83,7 +83,8 @@ def evaluate_night(
     flat["night/seconds"] = sum(metrics["seconds"].values())
     night_sink().log_metrics(flat | _values("night", metrics), step=night)
     replies = pd.concat([*answers, tonight], ignore_index=True)
-    return metrics, after.to_json(), replies
+    # What was not measured has no number, rather than one that is none.
+    return {name: value for name, value in metrics.items() if value is not None}, after.to_json(), replies
 
 
 def _values(prefix: str, metrics: dict[str, Any]) -> dict[str, float]:

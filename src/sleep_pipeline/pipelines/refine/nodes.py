@@ -37,7 +37,7 @@ def refine_expert(
 
     from sleep_pipeline.memory import Consolidation, state_of
     from sleep_pipeline.registry import BASE, NightRegistry
-    from sleep_pipeline.seeding.night import learn
+    from sleep_pipeline.seeding.night import hand_on, learn
 
     opened = open_model(model, machine, memory, seeding.replay, seeded_model)
     state = state_of(opened.model)
@@ -55,13 +55,22 @@ def refine_expert(
                 refining.seeding(seeding),
                 own_seed(random_seed, night) + 1,
                 lessons["open_book"],
-                folder=refine_progress_folder,
+                folder=refine_progress_folder / "dreams",
                 progress=True,
                 resume=True,
             )
         slot = sleep.commit()
         opened.store.add("stored", learned, night, random_seed)
         opened.store.add("open_book", lessons["open_book"], night, random_seed)
+        hand_on(
+            opened.model,
+            opened.tokenizer,
+            opened.store,
+            seeding,
+            night,
+            own_seed(random_seed, night),
+            refine_progress_folder / "levels",
+        )
     champion = NightRegistry(models_folder).champion()
     manifest = {
         "kind": "memory after a night",

@@ -71,9 +71,8 @@ def sample_lessons(
         {name: getattr(sample, name) for name in _SAMPLE_COLUMNS} | {"use": _use(sample.question, collect)}
         for sample in gathered.data.samples
     ]
-    samples = pd.DataFrame(rows, columns=[*_SAMPLE_COLUMNS, "use"])
-    checked = validate_rows(samples, "teacher_samples", max_bad_share=0.5)
-    kept = set(checked.good.index)
+    checked = validate_rows(pd.DataFrame(rows, columns=[*_SAMPLE_COLUMNS, "use"]), "teacher_samples", max_bad_share=0.5)
+    samples, kept = checked.good, set(checked.good.index)
     tonight = [lesson for at, lesson in enumerate(gathered.lessons) if at in kept and rows[at]["use"] == TO_LEARN]
     probes = _probes(samples, texts, read, memories, probes_folder, evaluation)
     frame = _asked(opened, probes, evaluation)
