@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 
 from sleep_pipeline.memories.settings import CollectSettings
+from sleep_pipeline.memories.tonight import day_of
 from sleep_pipeline.night_model import MachineSettings
-from sleep_pipeline.pipelines.collect.nodes import NothingNewError, collect_memories, day_of, make_contexts
+from sleep_pipeline.pipelines.collect.nodes import NothingNewError, collect_memories, make_contexts
 from sleep_pipeline.registry import Night, NightRegistry
 from sleep_pipeline.validation.rows import TooManyFailures
 

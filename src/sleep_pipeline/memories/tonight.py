@@ -1,0 +1,72 @@
+"""Which of a folder's memories a night learns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from sleep_pipeline.memories.duplicates import drop_near_duplicates
+from sleep_pipeline.memories.reading import Reading, new_memories, read_folder
+from sleep_pipeline.memories.records import Duplicate, Memory, Rejected
+from sleep_pipeline.memories.settings import CollectSettings
+
+_DAY = re.compile(r"(?:^|/)day_(\d+)(?:/|$)")
+
+
+@dataclass(frozen=True)
+class Tonight:
+    """What a night finds.
+
+    Attributes:
+        memories: to be learned, no two of them alike.
+        refused: what could not be read.
+        said_twice: what another memory says already.
+        reading: the whole folder, whatever its night.
+    """
+
+    memories: tuple[Memory, ...]
+    refused: tuple[Rejected, ...]
+    said_twice: tuple[Duplicate, ...]
+    reading: Reading
+
+    def too_bad(self, max_bad_share: float) -> str | None:
+        """Why so much could not be read that the night must not begin; None if it may."""
+        seen = len(self.memories) + len(self.refused)
+        if len(self.refused) <= max_bad_share * seen:
+            return None
+        first = "; ".join(map(str, self.refused[:3]))
+        return (
+            f"memories: {len(self.refused)} of {seen} could not be read, more than the share {max_bad_share:g} that "
+            f"is allowed ({first}); correct them, or raise collect.max_bad_share"
+        )
+
+
+def day_of(source: str) -> int:
+    """The night from which a memory may be learned: N for what lies in a folder `day_N`, else 0."""
+    found = _DAY.search(source)
+    return int(found.group(1)) if found else 0
+
+
+def read_tonight(folder: Path, settings: CollectSettings, night: int, known: Collection[str]) -> Tonight:
+    """Read a folder and keep what is new, said once, and not for a later night.
+
+    Args:
+        folder: of memories.
+        settings: see `CollectSettings`.
+        night: its number, 1 or more.
+        known: digests of what earlier nights learned.
+
+    Raises:
+        NotADirectoryError: there is no such folder.
+    """
+    reading = read_folder(folder, settings)
+    fresh = [memory for memory in new_memories(reading, known) if day_of(memory.source) <= night]
+    unique = drop_near_duplicates(fresh, settings.duplicates)
+    return Tonight(
+        memories=unique.memories,
+        refused=tuple(item for item in reading.rejected if day_of(item.source) <= night),
+        said_twice=tuple(item for item in (*reading.duplicates, *unique.duplicates) if day_of(item.source) <= night),
+        reading=reading,
+    )
