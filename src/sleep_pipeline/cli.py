@@ -3,6 +3,7 @@
     sleep-pipeline run --pipelines=pretrain      is `kedro run --pipelines=pretrain`
     sleep-pipeline doctor                        can this machine run a night?
     sleep-pipeline ui                            look at the recorded runs
+    sleep-pipeline plan                          what would the next night do?
     sleep-pipeline lineage                       which night grew from which
     sleep-pipeline rollback                      take the last night back
     sleep-pipeline wake                          talk with the model of a night, and with the one before it
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sleep_pipeline.cli_nights import lineage, rollback
+from sleep_pipeline.cli_plan import plan
 from sleep_pipeline.cli_wake import wake
 from sleep_pipeline.environment import apply_defaults
 
@@ -36,6 +38,7 @@ def cli() -> None:
 
 cli.add_command(lineage)
 cli.add_command(rollback)
+cli.add_command(plan)
 cli.add_command(wake)
 
 

@@ -40,12 +40,13 @@ def _open(models: Path) -> tuple[Path, NightRegistry]:
     return project, NightRegistry(project / models)
 
 
-def _printable(text: object) -> str:
+def printable(text: object) -> str:
     """Return text without what could steer a terminal; names of files are whatever somebody called them."""
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(text))
 
 
-def _name(number: int) -> str:
+def name_of(number: int) -> str:
+    """Return how a night, or the model before any, is called."""
     return f"night {number}" if number else "the base model"
 
 
@@ -71,12 +72,12 @@ def _describe(night: Night, names: Sequence[str]) -> str:
     marks = f" [{', '.join(names)}]" if names else ""
     count = len(night.memories)
     parts = [
-        f"night {night.number}{marks} from {_name(night.parent)}",
+        f"night {night.number}{marks} from {name_of(night.parent)}",
         _scores(night),
         f"{count} {'memory' if count == 1 else 'memories'}",
         _verdict(night),
     ]
-    return _printable("; ".join(part for part in parts if part))
+    return printable("; ".join(part for part in parts if part))
 
 
 def tree(registry: NightRegistry) -> Iterator[str]:
@@ -163,10 +164,10 @@ def lineage(night: int | None, as_json: bool, models: Path) -> None:
         click.echo(" -> ".join(["base model", *(f"night {number}" for number in nights)]))
         click.echo(_describe(nights[night], names))
         for check in nights[night].decision.get("checks", ()):
-            click.echo(_printable(f"  {'passed' if check['passed'] else 'FAILED'}  {check['reason']}"))
+            click.echo(printable(f"  {'passed' if check['passed'] else 'FAILED'}  {check['reason']}"))
         click.echo(f"learned {len(memories)} {'memory' if len(memories) == 1 else 'memories'}:")
         for memory in memories:
-            click.echo(_printable(f"  {_place(memory)}"))
+            click.echo(printable(f"  {_place(memory)}"))
     except RegistryError as error:
         raise click.ClickException(str(error)) from error
 
@@ -191,7 +192,7 @@ def rollback(yes: bool, env: str | None, models: Path) -> None:
             known = {digest for night in registry.lineage(after) for digest in night.memories}
             lost = len(registry.known_memories() - known)
             click.echo(
-                f"{_name(before)} -> {_name(after)}; {lost} {'memory' if lost == 1 else 'memories'} will be new."
+                f"{name_of(before)} -> {name_of(after)}; {lost} {'memory' if lost == 1 else 'memories'} will be new."
             )
             if not yes:
                 click.confirm("Roll back?", abort=True)
@@ -201,7 +202,7 @@ def rollback(yes: bool, env: str | None, models: Path) -> None:
             live = registry.rollback()
     except (RegistryError, NightLockError) as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"{_name(live.number if live else BASE)} is live.")
+    click.echo(f"{name_of(live.number if live else BASE)} is live.")
     _mirror(project, registry, env)
 
 

@@ -20,10 +20,10 @@ _LEAVE = frozenset({"exit", "quit"})
 
 def _lines(label: str, width: int, reply: str) -> Iterator[str]:
     """A reply beside its label, further lines below the first."""
-    from sleep_pipeline.cli_nights import _printable
+    from sleep_pipeline.cli_nights import printable
 
     for number, line in enumerate(reply.splitlines() or [""]):
-        yield f"{'' if number else label:<{width}}  {_printable(line)}"
+        yield f"{'' if number else label:<{width}}  {printable(line)}"
 
 
 def _answer(awake: Awake, question: str, max_new_tokens: int) -> None:

@@ -122,6 +122,11 @@ class NightLock:
             write_atomically(self.path, json.dumps(asdict(owner), indent=2) + "\n")
         self._owner = owner
 
+    def check(self) -> None:
+        """Raise `NightLockError` if the lock cannot be had now; nothing is written."""
+        if self.path.exists():
+            self._refuse_unless_dead(datetime.now(UTC))
+
     def release(self) -> None:
         """Give the lock back; a lock that another owner has taken meanwhile is left alone."""
         held, self._owner = self._owner, None

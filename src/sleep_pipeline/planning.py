@@ -1,0 +1,270 @@
+"""What a night would do if it began now, without doing any of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sleep_pipeline.night_lock import NightLock
+from sleep_pipeline.night_number import folder_of
+from sleep_pipeline.planned_work import Needs, Settings, Work, needs_of, work_of
+from sleep_pipeline.registry import BASE, NightRegistry
+
+if TYPE_CHECKING:
+    from kedro.io import DataCatalog
+    from kedro.pipeline import Pipeline
+
+PIPELINE = "sleep"
+LOOK_BACK = 3
+"""Nights by which the time is judged."""
+
+_TIMED = {
+    "sample_lessons_node": ("sampling", "beliefs", "open book"),
+    "train_expert_node": ("training",),
+    "dream_night_node": ("dreaming",),
+    "refine_expert_node": ("refining",),
+    "evaluate_night_node": ("evaluating",),
+}
+"""Which of the `seconds` in a night's metrics belong to which node."""
+
+
+@dataclass(frozen=True)
+class NodePlan:
+    """One node of the night.
+
+    Attributes:
+        name: the node's.
+        done: whether all its outputs are there, so that the run leaves it out.
+        missing: outputs that are not there.
+        seconds: what it took on the last nights; None if that is not known.
+    """
+
+    name: str
+    done: bool
+    missing: tuple[str, ...]
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Memories:
+    """What the night learns.
+
+    Attributes:
+        new: by kind.
+        quarantined: left out, with a reason.
+        known: learned by the champion and its ancestors.
+        collected: whether this night has collected already; otherwise the folder was read, and the checks of
+            Collect may yet leave some out.
+    """
+
+    new: Mapping[str, int]
+    quarantined: int
+    known: int
+    collected: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A night before it begins.
+
+    Attributes:
+        night: its number.
+        parent: the night it grows from; `BASE` for the model before any.
+        nodes: in the order in which they run.
+        memories: see `Memories`.
+        work: how much the nodes that are to do would compute.
+        needs: bytes on the disk and in memory.
+        seconds: how long the nodes that are to do took on the last nights; None without any.
+        judged_by: those nights.
+        problems: why the night would not end well as things stand.
+    """
+
+    night: int
+    parent: int
+    nodes: tuple[NodePlan, ...]
+    memories: Memories
+    work: tuple[Work, ...]
+    needs: Needs
+    seconds: float | None
+    judged_by: tuple[int, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def to_do(self) -> tuple[NodePlan, ...]:
+        """The nodes that the run would run."""
+        return tuple(node for node in self.nodes if not node.done)
+
+
+def open_project(project: Path, env: str | None, params: Mapping[str, Any]) -> tuple[Pipeline, DataCatalog]:
+    """Return the pipeline and the catalog of a run, its parameters checked as a run checks them.
+
+    Raises:
+        click.ClickException: a parameter has an unknown name.
+        ValueError: a parameter has a wrong value.
+    """
+    from kedro.framework.project import pipelines
+    from kedro.framework.session import KedroSession
+    from kedro.framework.startup import bootstrap_project
+
+    bootstrap_project(project)
+    with KedroSession.create(project, env=env, runtime_params=dict(params)) as session:
+        pipelines.set_requested([PIPELINE])
+        try:
+            assert isinstance(session, KedroSession)
+            context = session.load_context()
+            # As a run does: the parameters of other pipelines are no business of this one.
+            context._pipelines_to_validate = [PIPELINE]
+            return pipelines[PIPELINE], context.catalog
+        finally:
+            pipelines.set_requested(None)
+
+
+def make_plan(pipeline: Pipeline, catalog: DataCatalog) -> Plan:
+    """Look at what is there and say what is left to do.
+
+    Raises:
+        NightLockError: a night is under way, and a run would be refused.
+        RegistryError: the register does not fit what is on the disk.
+        NotADirectoryError: there is no folder of memories.
+        ModelLoadError: the tokenizer cannot be had.
+    """
+    models = path_of(catalog, "models_folder")
+    NightLock(models).check()
+    registry = NightRegistry(models)
+    night = int(catalog.load("params:night"))
+    champion = registry.champion()
+    if champion is not None:
+        registry.checkpoint(champion.number)
+    registered = registry.nights().get(night)
+    parent = registered.parent if registered else BASE if champion is None else champion.number
+    times, judged_by = _times(path_of(catalog, "reporting_folder"), registry)
+    nodes = tuple(_nodes(pipeline, catalog, times))
+    to_do = {node.name for node in nodes if not node.done}
+    settings = Settings.of(catalog)
+    problems = []
+    if not registered and night < registry.next_night():
+        problems.append(
+            f"night {night} would be refused in the end, since night {registry.next_night() - 1} is registered: run it "
+            f"as night {registry.next_night()}"
+        )
+    memories, contexts = _memories(catalog, registry, settings, night, to_do, problems)
+    work = tuple(work_of(settings, to_do, contexts, parent != BASE, _questions(catalog, registry, parent)))
+    timed = [node.seconds for node in nodes if not node.done and node.seconds is not None]
+    return Plan(
+        night=night,
+        parent=parent,
+        nodes=nodes,
+        memories=memories,
+        work=work,
+        needs=needs_of(settings, _size(pipeline, catalog, night, judged_by), shutil.disk_usage(_existing(models)).free),
+        seconds=sum(timed) if judged_by else None,
+        judged_by=judged_by,
+        problems=tuple(problems),
+    )
+
+
+def path_of(catalog: DataCatalog, name: str) -> Path:
+    """Where a data set of the night lies; unlike loading a folder this does not make it."""
+    dataset = catalog.get(name)
+    assert dataset is not None, name
+    return Path(dataset._describe()["filepath"])
+
+
+def _existing(folder: Path) -> Path:
+    return next(each for each in (folder, *folder.parents) if each.exists())
+
+
+def _nodes(pipeline: Pipeline, catalog: DataCatalog, times: Mapping[str, float]) -> Iterator[NodePlan]:
+    """Kedro's own rule of `--only-missing-outputs` says which nodes run."""
+    import logging
+
+    from kedro.runner.runner import _build_node_children_map, _determine_nodes_to_run
+
+    quiet = logging.getLogger(__name__)
+    nodes = list(pipeline.nodes)
+    runs = _determine_nodes_to_run(nodes[::-1], catalog, _build_node_children_map(pipeline), quiet)
+    for node in nodes:
+        missing = tuple(output for output in node.outputs if not catalog.exists(output))
+        took = [times[part] for part in _TIMED.get(node.name, ()) if part in times]
+        yield NodePlan(node.name, node not in runs, missing, sum(took) if took else None)
+
+
+def _times(reporting: Path, registry: NightRegistry) -> tuple[dict[str, float], tuple[int, ...]]:
+    """Seconds by part, the median of the last nights; and which nights these are."""
+    found: dict[int, Mapping[str, float]] = {}
+    for number in sorted(registry.nights(), reverse=True):
+        path = reporting / folder_of(number) / "metrics.json"
+        if len(found) < LOOK_BACK and path.is_file():
+            found[number] = json.loads(path.read_text(encoding="utf-8"))["seconds"]
+    parts = {part for seconds in found.values() for part in seconds}
+    median = {part: statistics.median(night[part] for night in found.values() if part in night) for part in parts}
+    return median, tuple(sorted(found))
+
+
+def _memories(
+    catalog: DataCatalog,
+    registry: NightRegistry,
+    settings: Settings,
+    night: int,
+    to_do: set[str],
+    problems: list[str],
+) -> tuple[Memories, list[int]]:
+    """What is to be learned, and the tokens of every context."""
+    known = registry.known_memories()
+    if "collect_memories_node" not in to_do:
+        told = catalog.load("collect_summary")
+        memories = Memories(told["kinds"], told["quarantined"], told["known_before"], collected=True)
+        if "make_contexts_node" not in to_do:
+            return memories, [int(tokens) for tokens in catalog.load("contexts")["tokens"]]
+        from sleep_pipeline.memories.records import memories_from_frame
+
+        return memories, _packed(memories_from_frame(catalog.load("memories")), settings)
+    from sleep_pipeline.memories.tonight import read_tonight
+
+    folder = path_of(catalog, "memories_folder")
+    found = read_tonight(folder, settings.collect, night, known)
+    if problem := found.too_bad(settings.collect.max_bad_share):
+        problems.append(problem)
+    elif not found.memories:
+        problems.append(f"{folder} holds no new memory for night {night}: put files into it")
+    kinds = dict(Counter(str(memory.kind) for memory in found.memories))
+    memories = Memories(kinds, len(found.refused) + len(found.said_twice), len(known), collected=False)
+    return memories, _packed(found.memories, settings)
+
+
+def _packed(memories: Any, settings: Settings) -> list[int]:
+    if not memories:
+        return []
+    from sleep_pipeline.language_model import load_tokenizer
+    from sleep_pipeline.memories.contexts import pack_contexts
+
+    collect = settings.collect
+    tokenizer = load_tokenizer(settings.model, trust_remote_code=settings.machine.trust_remote_code)
+    return [context.tokens for context in pack_contexts(memories, tokenizer, collect.context_tokens, collect.together)]
+
+
+def _questions(catalog: DataCatalog, registry: NightRegistry, parent: int) -> int:
+    """Probes of the nights that the model stands on, which are asked again."""
+    import pyarrow.parquet as parquet  # type: ignore[import-untyped]
+
+    primary = path_of(catalog, "primary_folder")
+    paths = [primary / folder_of(each.number) / "probes.parquet" for each in registry.lineage(parent)]
+    return sum(parquet.read_metadata(path).num_rows for path in paths if path.is_file())
+
+
+def _size(pipeline: Pipeline, catalog: DataCatalog, night: int, judged_by: tuple[int, ...]) -> int | None:
+    """Bytes that the last night left; None without one."""
+    if not judged_by:
+        return None
+    total = 0
+    for output in pipeline.all_outputs():
+        path = Path(str(path_of(catalog, output)).replace(folder_of(night), folder_of(judged_by[-1])))
+        files = path.rglob("*") if path.is_dir() else [path]
+        total += sum(file.stat().st_size for file in files if file.is_file())
+    return total
