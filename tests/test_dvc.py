@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from kedro.config import OmegaConfigLoader
 
+from sleep_pipeline.cli import cli
 from sleep_pipeline.pipelines.pretrain import create_pipeline
 from sleep_pipeline.settings import CONFIG_LOADER_ARGS
+from sleep_pipeline.tracking.dvc_stages import PHASES
 
 
 @pytest.fixture(scope="module")
@@ -56,4 +59,12 @@ def test_the_stage_watches_the_parameters_that_the_pipeline_takes(project_root: 
 def test_dvc_accepts_the_file(project_root: Path) -> None:
     command = [sys.executable, "-m", "dvc", "stage", "list", "--name-only"]
     result = subprocess.run(command, cwd=project_root, capture_output=True, text=True, check=False)
-    assert (result.returncode, result.stdout.split()) == (0, ["pretrain"]), result.stderr
+    nights = [f"{phase}@{night}" for phase in PHASES for night in range(1, 8)]
+    assert (result.returncode, result.stdout.split()) == (0, ["pretrain", *nights]), result.stderr
+
+
+def test_the_nights_are_what_the_pipelines_make_of_them(project_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project_root)
+    monkeypatch.setattr("kedro.framework.project.PACKAGE_NAME", None)
+    result = CliRunner().invoke(cli, ["dvc", "render", "--check"])
+    assert result.exit_code == 0, result.output

@@ -6,6 +6,7 @@
     sleep-pipeline plan                          what would the next night do?
     sleep-pipeline lineage                       which night grew from which
     sleep-pipeline rollback                      take the last night back
+    sleep-pipeline dvc render                    the nights as stages of DVC
     sleep-pipeline wake                          talk with the model of a night, and with the one before it
 
 Kedro finds the group `cli` by its name and module, so `kedro doctor` works as well.
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sleep_pipeline.cli_dvc import dvc
 from sleep_pipeline.cli_nights import lineage, rollback
 from sleep_pipeline.cli_plan import plan
 from sleep_pipeline.cli_wake import wake
@@ -36,6 +38,7 @@ def cli() -> None:
     """What this project adds to Kedro."""
 
 
+cli.add_command(dvc)
 cli.add_command(lineage)
 cli.add_command(rollback)
 cli.add_command(plan)

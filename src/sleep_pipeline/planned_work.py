@@ -14,7 +14,7 @@ from sleep_pipeline.night_model import MachineSettings, MemorySettings
 from sleep_pipeline.seeding.settings import RefineSettings, SeedingSettings
 
 if TYPE_CHECKING:
-    from kedro.io import DataCatalog
+    from kedro.io import CatalogProtocol
 
 _FLOAT = 4
 _COPIES_IN_TRAINING = 4
@@ -35,7 +35,7 @@ class Settings:
     evaluation: EvaluationSettings
 
     @classmethod
-    def of(cls, catalog: DataCatalog) -> Settings:
+    def of(cls, catalog: CatalogProtocol[Any, Any]) -> Settings:
         """As a run gets them."""
         return cls(**{name: catalog.load(f"params:{name}") for name in cls.__dataclass_fields__})
 

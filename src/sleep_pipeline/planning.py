@@ -17,7 +17,7 @@ from sleep_pipeline.planned_work import Needs, Settings, Work, needs_of, work_of
 from sleep_pipeline.registry import BASE, NightRegistry
 
 if TYPE_CHECKING:
-    from kedro.io import DataCatalog
+    from kedro.io import CatalogProtocol
     from kedro.pipeline import Pipeline
 
 PIPELINE = "sleep"
@@ -101,7 +101,9 @@ class Plan:
         return tuple(node for node in self.nodes if not node.done)
 
 
-def open_project(project: Path, env: str | None, params: Mapping[str, Any]) -> tuple[Pipeline, DataCatalog]:
+def open_project(
+    project: Path, env: str | None, params: Mapping[str, Any]
+) -> tuple[Pipeline, CatalogProtocol[Any, Any]]:
     """Return the pipeline and the catalog of a run, its parameters checked as a run checks them.
 
     Raises:
@@ -125,7 +127,7 @@ def open_project(project: Path, env: str | None, params: Mapping[str, Any]) -> t
             pipelines.set_requested(None)
 
 
-def make_plan(pipeline: Pipeline, catalog: DataCatalog) -> Plan:
+def make_plan(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> Plan:
     """Look at what is there and say what is left to do.
 
     Raises:
@@ -169,7 +171,7 @@ def make_plan(pipeline: Pipeline, catalog: DataCatalog) -> Plan:
     )
 
 
-def path_of(catalog: DataCatalog, name: str) -> Path:
+def path_of(catalog: CatalogProtocol[Any, Any], name: str) -> Path:
     """Where a data set of the night lies; unlike loading a folder this does not make it."""
     dataset = catalog.get(name)
     assert dataset is not None, name
@@ -180,7 +182,7 @@ def _existing(folder: Path) -> Path:
     return next(each for each in (folder, *folder.parents) if each.exists())
 
 
-def _nodes(pipeline: Pipeline, catalog: DataCatalog, times: Mapping[str, float]) -> Iterator[NodePlan]:
+def _nodes(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any], times: Mapping[str, float]) -> Iterator[NodePlan]:
     """Kedro's own rule of `--only-missing-outputs` says which nodes run."""
     import logging
 
@@ -208,7 +210,7 @@ def _times(reporting: Path, registry: NightRegistry) -> tuple[dict[str, float], 
 
 
 def _memories(
-    catalog: DataCatalog,
+    catalog: CatalogProtocol[Any, Any],
     registry: NightRegistry,
     settings: Settings,
     night: int,
@@ -249,7 +251,7 @@ def _packed(memories: Any, settings: Settings) -> list[int]:
     return [context.tokens for context in pack_contexts(memories, tokenizer, collect.context_tokens, collect.together)]
 
 
-def _questions(catalog: DataCatalog, registry: NightRegistry, parent: int) -> int:
+def _questions(catalog: CatalogProtocol[Any, Any], registry: NightRegistry, parent: int) -> int:
     """Probes of the nights that the model stands on, which are asked again."""
     import pyarrow.parquet as parquet  # type: ignore[import-untyped]
 
@@ -258,7 +260,7 @@ def _questions(catalog: DataCatalog, registry: NightRegistry, parent: int) -> in
     return sum(parquet.read_metadata(path).num_rows for path in paths if path.is_file())
 
 
-def _size(pipeline: Pipeline, catalog: DataCatalog, night: int, judged_by: tuple[int, ...]) -> int | None:
+def _size(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any], night: int, judged_by: tuple[int, ...]) -> int | None:
     """Bytes that the last night left; None without one."""
     if not judged_by:
         return None
