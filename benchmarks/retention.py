@@ -38,8 +38,8 @@ from sleep_pipeline.corpora.worlds import WorldGenerator, draw_question, fill
 from sleep_pipeline.environment import apply_defaults
 from sleep_pipeline.evaluation.retention import Retention
 from sleep_pipeline.generation.replies import greedy_replies
-from sleep_pipeline.memory import ContinuumMemoryConfig, LevelConfig
 from sleep_pipeline.hardware import keep_freed_memory
+from sleep_pipeline.memory import ContinuumMemoryConfig, LevelConfig
 from sleep_pipeline.seeding.settings import SeedingSettings
 
 DOCUMENTS, FACTS = 8, 4
