@@ -23,11 +23,11 @@ from torch.utils.data import Dataset
 from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
+from sleep_pipeline.hardware import keep_freed_memory, pick_device
 from sleep_pipeline.language_model import embedded_path
 from sleep_pipeline.pretraining.batches import Batch, PackedBatches
 from sleep_pipeline.pretraining.optimizer import MuonAdamW
 from sleep_pipeline.pretraining.settings import PretrainSettings
-from sleep_pipeline.hardware import keep_freed_memory, pick_device
 from sleep_pipeline.pretraining.trainer import batch_gradient, build_model
 
 

@@ -38,8 +38,8 @@ from sleep_pipeline.corpora.worlds import WorldGenerator, draw_question, fill
 from sleep_pipeline.environment import apply_defaults
 from sleep_pipeline.evaluation.retention import Retention
 from sleep_pipeline.generation.replies import greedy_replies
-from sleep_pipeline.memory import ContinuumMemoryConfig, LevelConfig
 from sleep_pipeline.hardware import keep_freed_memory
+from sleep_pipeline.memory import ContinuumMemoryConfig, LevelConfig
 from sleep_pipeline.seeding.settings import SeedingSettings
 
 DOCUMENTS, FACTS = 8, 4
@@ -138,9 +138,9 @@ METHODS: dict[str, Maker] = {
     "samples_lora_ewc": tuning("samples", lora=True, anchor=100.0),
     "distillation_lora": tuning("beliefs", lora=True),
     "no_expansion": tuning("beliefs", lora=True, replay=True),
-    "no_imitation": sleeping({"alpha": 1.0}),
-    "no_semantic_reward": sleeping({"imitation": {"gamma": 0.0}}),
-    "off_policy_only": sleeping({"lambda": 0.0}),
+    "no_imitation": sleeping({"lambda": 0.125, "alpha": 1.0}),
+    "no_semantic_reward": sleeping({"lambda": 0.125, "imitation": {"gamma": 0.0}}),
+    "on_policy_share": sleeping({"lambda": 0.125}),
     "on_policy_only": sleeping({"lambda": 1.0}),
     "no_replay": sleeping({"replay": {"stored_rows": 0, "open_book_rows": 0}}),
     "router_null_softmax": sleeping(router="null_softmax"),

@@ -116,3 +116,31 @@ def test_the_files_of_settings_say_what_the_defaults_are(project_root: Path) -> 
     assert MemorySettings.model_validate(parameters["memory"]) == MemorySettings()
     # The embedded model reads better without headings; others need not.
     assert CollectSettings.model_validate(parameters["collect"]) == CollectSettings(keep_headings=False)
+
+
+PRESETS = ("base", "smoke", "gpu", "qwen3_1_7b", "qwen3_8b", "llama_3_2_1b", "llama_3_2_3b", "llama_3_1_8b")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_a_night_that_could_run(project_root: Path, preset: str) -> None:
+    from kedro.config import OmegaConfigLoader
+
+    from sleep_pipeline.dreaming.settings import DreamingSettings
+    from sleep_pipeline.evaluation.settings import EvaluationSettings
+    from sleep_pipeline.night_model import MachineSettings, MemorySettings
+    from sleep_pipeline.settings import CONFIG_LOADER_ARGS
+
+    loader = OmegaConfigLoader(str(project_root / "conf"), env=preset, **CONFIG_LOADER_ARGS)
+    parameters = loader["parameters"]
+    SeedingSettings.model_validate(parameters["seeding"])
+    DreamingSettings.model_validate(parameters["dreaming"])
+    EvaluationSettings.model_validate(parameters["evaluation"])
+    MachineSettings.model_validate(parameters["machine"])
+    assert MemorySettings.model_validate(parameters["memory"]).config().levels
+    life = loader["globals"]["life"]
+    assert (life == ".") == (preset in ("base", "gpu")), "another base model must not grow from this one's nights"
+
+
+def test_every_environment_with_a_night_is_tried(project_root: Path) -> None:
+    found = {path.parent.name for path in (project_root / "conf").glob("*/parameters_night.yml")}
+    assert found - {"local"} == set(PRESETS)

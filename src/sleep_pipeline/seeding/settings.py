@@ -92,7 +92,8 @@ class SeedingSettings(_Settings):
     Attributes:
         teacher: how the teacher is sampled.
         rows: lessons of tonight in every step, on- and off-policy together.
-        on_policy: `lambda`, the share of these that the student says itself; rounded to whole groups.
+        on_policy: `lambda`, the share of these that the student says itself; rounded to whole groups. It costs half a
+            night again and brought nothing on the embedded model (`benchmarks/LOG.md`), so it is 0 unless set.
         alpha: weight of the distillation, against `1 - alpha` of the imitation reward.
         divergence: from the teacher's distribution to the student's; see `divergences.divergence`.
         beta: of the divergence `jsd`.
@@ -103,7 +104,7 @@ class SeedingSettings(_Settings):
 
     teacher: TeacherSettings = Field(default_factory=TeacherSettings)
     rows: PositiveInt = 48
-    on_policy: float = Field(0.125, ge=0, le=1, alias="lambda")
+    on_policy: float = Field(0.0, ge=0, le=1, alias="lambda")
     alpha: float = Field(0.9, ge=0, le=1)
     divergence: Kind = "forward_kl"
     beta: float = Field(0.5, gt=0, lt=1)
