@@ -7,7 +7,7 @@ from typing import Any
 
 from sleep_pipeline.datasets import Pretrained
 from sleep_pipeline.night_model import MachineSettings, MemorySettings, StorePart, open_model
-from sleep_pipeline.pipelines.seed.nodes import own_seed
+from sleep_pipeline.pipelines.seed.nodes import own_seed, parent_checkpoint
 from sleep_pipeline.seeding.settings import RefineSettings, SeedingSettings
 
 Lessons = Any  # dict[str, list[Lesson]]
@@ -39,6 +39,7 @@ def refine_expert(
     from sleep_pipeline.registry import BASE, NightRegistry
     from sleep_pipeline.seeding.night import hand_on, learn
 
+    parent_checkpoint(models_folder, night)
     opened = open_model(model, machine, memory, seeding.replay, seeded_model)
     state = state_of(opened.model)
     slot = None

@@ -27,11 +27,20 @@ def own_seed(random_seed: int, night: int) -> int:
     return 7919 * random_seed + night
 
 
-def champion_checkpoint(models_folder: Path) -> Path | None:
-    """Folder of the model that the night grows from; None for the base model."""
-    from sleep_pipeline.registry import NightRegistry
+def parent_checkpoint(models_folder: Path, night: int) -> Path | None:
+    """Folder of the model that a night grows from, the champion; None for the base model.
+
+    Raises:
+        RegistryError: the night is registered, so later ones may stand on it.
+    """
+    from sleep_pipeline.registry import NightRegistry, RegistryError
 
     registry = NightRegistry(models_folder)
+    if night in registry.nights():
+        raise RegistryError(
+            f"night {night} is registered, and what stands on it would lose its ground if it were lived again: run its "
+            f"memories as night {registry.next_night()}, after `sleep-pipeline rollback` if it was promoted"
+        )
     champion = registry.champion()
     return None if champion is None else registry.checkpoint(champion.number)
 
@@ -63,7 +72,7 @@ def sample_lessons(
     from sleep_pipeline.validation.rows import validate_rows
 
     own = own_seed(random_seed, night)
-    opened = open_model(model, machine, memory, seeding.replay, champion_checkpoint(models_folder))
+    opened = open_model(model, machine, memory, seeding.replay, parent_checkpoint(models_folder, night))
     read = contexts_from_frame(contexts)
     texts = [context.text for context in read]
     gathered = gather(opened.model, opened.tokenizer, texts, seeding, own, progress=True)
@@ -170,7 +179,7 @@ def train_expert(
     from sleep_pipeline.seeding.night import learn, make_room
 
     own = own_seed(random_seed, night)
-    opened = open_model(model, machine, memory, seeding.replay, champion_checkpoint(models_folder))
+    opened = open_model(model, machine, memory, seeding.replay, parent_checkpoint(models_folder, night))
     manifest: dict[str, Any] = {"kind": "memory in mid-sleep", "night": night, "lessons": len(lessons["tonight"])}
     parts = (opened.model, StorePart(opened.store))
     if not lessons["tonight"]:
