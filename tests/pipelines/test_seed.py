@@ -26,7 +26,7 @@ def test_a_night_grows_from_the_champion(tmp_path: Path) -> None:
 
 def test_a_registered_night_is_not_lived_again(tmp_path: Path) -> None:
     registered(tmp_path)
-    with pytest.raises(RegistryError, match="night 1 is registered.*as night 2"):
+    with pytest.raises(RegistryError, match=r"night 1 is registered.*as night 2"):
         parent_checkpoint(tmp_path, 1)
 
 
