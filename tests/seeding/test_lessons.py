@@ -10,7 +10,14 @@ from made_up import Script
 
 from sleep_pipeline.seeding import lessons as module
 from sleep_pipeline.seeding.lesson_file import load_lessons, save_lessons
-from sleep_pipeline.seeding.lessons import Lesson, free_lessons, open_book_lessons, read_beliefs, self_made_documents
+from sleep_pipeline.seeding.lessons import (
+    Lesson,
+    free_lessons,
+    open_book_lessons,
+    read_beliefs,
+    reading_lessons,
+    self_made_documents,
+)
 from sleep_pipeline.seeding.teacher import TeacherPrompt, TeacherSample, TeacherSettings
 
 CONTEXTS = ["Mira lives in Osk.", "Osk has 12 inns, and all of them are by the river."]
@@ -185,3 +192,12 @@ def test_lessons_come_back_from_their_file(tmp_path: Path) -> None:
             assert equal(one, other)
             assert torch.equal(one.teacher.log_probs_NK.float(), other.teacher.log_probs_NK)
             assert torch.equal(one.teacher.tail_N.float(), other.teacher.tail_N)
+
+
+def test_what_is_learned_tonight_is_also_read_with_the_context_before_it(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    read = read_beliefs(tiny_model, tiny_tokenizer, CONTEXTS, SAMPLES, top_k=3)
+    reread = read_beliefs(tiny_model, tiny_tokenizer, CONTEXTS, SAMPLES, top_k=3, student_reads=True)
+    for found, wanted in zip(reading_lessons(read), reread, strict=True):
+        assert (found.ids, found.start) == (wanted.ids, wanted.start)
+        assert torch.equal(found.teacher.tokens_NK, wanted.teacher.tokens_NK)
+    assert reading_lessons(made_up.without_context(read)) == []

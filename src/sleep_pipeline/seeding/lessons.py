@@ -97,6 +97,24 @@ def read_beliefs(
     return [lessons[index] for index in range(len(samples))]
 
 
+def reading_lessons(lessons: Sequence[Lesson]) -> list[Lesson]:
+    """The same answers with the context before them: the student goes on reading what it now also knows.
+
+    The teacher's beliefs are the same ones. Lessons whose context is gone are left out.
+    """
+    return [
+        Lesson(
+            (*lesson.teacher_prompt, *lesson.ids[lesson.start :]),
+            len(lesson.teacher_prompt),
+            lesson.teacher,
+            (),
+            lesson.view,
+        )
+        for lesson in lessons
+        if lesson.teacher_prompt
+    ]
+
+
 def self_made_documents(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -22,6 +22,7 @@ from sleep_pipeline.seeding.lessons import (
     free_lessons,
     open_book_lessons,
     read_beliefs,
+    reading_lessons,
     self_made_documents,
 )
 from sleep_pipeline.seeding.replay import ReplayStore
@@ -195,7 +196,7 @@ def learn(
         tokenizer,
         reward,
         replayed=store.lessons("stored"),
-        open_book=[*store.lessons("open_book"), *open_book],
+        open_book=[*store.lessons("open_book"), *open_book, *reading_lessons(lessons)],
         views=views,
         seed=seed,
         output_dir=folder,

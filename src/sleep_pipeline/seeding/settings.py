@@ -22,7 +22,7 @@ class ReplaySettings(_Settings):
     Attributes:
         stored_rows: lessons of earlier nights in every step.
         stored_capacity: lessons of earlier nights that are kept.
-        open_book_rows: lessons in reading in every step.
+        open_book_rows: lessons in reading in every step: of documents that the model made up, and of tonight's texts.
         open_book_capacity: lessons in reading that are kept.
         open_book_documents: documents that the model makes up every night to read about; 0 for none.
         open_book_replies: what it says about each.
@@ -33,7 +33,7 @@ class ReplaySettings(_Settings):
 
     stored_rows: NonNegativeInt = 64
     stored_capacity: PositiveInt = 2000
-    open_book_rows: NonNegativeInt = 8
+    open_book_rows: NonNegativeInt = 12
     open_book_capacity: PositiveInt = 600
     open_book_documents: NonNegativeInt = 12
     open_book_replies: PositiveInt = 4
