@@ -45,11 +45,11 @@ def row_by_row(model: Any, tokenizer: Any, normalise: bool) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("normalise", [False, True])
-@pytest.mark.parametrize(("batch_size", "pairs"), [(1, 1), (2, 4), (8, 512)])
+@pytest.mark.parametrize("batch_tokens", [1, 60, 1024])
 def test_labels_after_a_shared_prompt_score_as_they_do_alone(
-    opinionated: Any, tiny_tokenizer: Any, normalise: bool, batch_size: int, pairs: int
+    opinionated: Any, tiny_tokenizer: Any, normalise: bool, batch_tokens: int
 ) -> None:
-    found = label_log_probs(opinionated, tiny_tokenizer, prompts(), LABELS, normalise, batch_size, pairs)
+    found = label_log_probs(opinionated, tiny_tokenizer, prompts(), LABELS, normalise, batch_tokens)
     torch.testing.assert_close(found, row_by_row(opinionated, tiny_tokenizer, normalise), rtol=1e-4, atol=1e-4)
 
 
@@ -57,7 +57,7 @@ def test_labels_after_a_shared_prompt_score_as_they_do_alone(
 def test_the_best_label_is_the_argmax_over_all(opinionated: Any, tiny_tokenizer: Any, normalise: bool) -> None:
     labels = LABELS + [f"class {n}" for n in range(40)]
     scores = label_log_probs(opinionated, tiny_tokenizer, prompts(), labels, normalise)
-    chosen = best_labels(opinionated, tiny_tokenizer, prompts(), labels, normalise=normalise, batch_size=2, pairs=7)
+    chosen = best_labels(opinionated, tiny_tokenizer, prompts(), labels, normalise=normalise, batch_tokens=60)
     assert [choice.label for choice in chosen] == [labels[place] for place in scores.argmax(-1).tolist()]
     assert [choice.score for choice in chosen] == pytest.approx(scores.max(-1).values.tolist(), abs=1e-4)
 
@@ -74,7 +74,7 @@ def test_most_labels_are_never_scored_when_the_first_token_tells(
 
     scored: list[Any] = []
 
-    def certain(model: Any, read: Any, wanted: Any, replies: Any, pairs: int) -> list[float]:
+    def certain(model: Any, read: Any, wanted: Any, replies: Any, tokens: int) -> list[float]:
         scored.extend(wanted)
         return [float(read.first_BV[row, replies[label][0]]) for row, label in wanted]
 

@@ -12,7 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sleep_pipeline.evaluation.classification import Choice, PromptForm, best_labels, free_labels, one_line
+from sleep_pipeline.evaluation.classification import (
+    BATCH_TOKENS,
+    Choice,
+    PromptForm,
+    best_labels,
+    free_labels,
+    one_line,
+)
 from sleep_pipeline.generation.likelihood import encode_reply
 
 if TYPE_CHECKING:
@@ -89,13 +96,15 @@ class Answering:
         tokenizer: with a chat template.
         form: of the prompts.
         normalise: whether labels are compared by log-probability a token.
-        batch_size: prompts at a time.
+        batch_tokens: of the prompts that are read at a time.
+        batch_size: prompts that are answered freely at a time.
     """
 
     tokenizer: PreTrainedTokenizerBase
     form: PromptForm = field(default_factory=PromptForm)
     normalise: bool = False
-    batch_size: int = 64
+    batch_tokens: int = BATCH_TOKENS
+    batch_size: int = 16
 
     def ask(
         self,
@@ -124,7 +133,7 @@ class Answering:
         if freely:
             return free_labels(model, self.tokenizer, prompts, labels, self.batch_size)
         return best_labels(
-            model, self.tokenizer, prompts, labels, candidates, self.normalise, batch_size=self.batch_size
+            model, self.tokenizer, prompts, labels, candidates, self.normalise, batch_tokens=self.batch_tokens
         )
 
     def prompt(self, text: str, shown: Sequence[Example] = (), room: int | None = None) -> list[dict[str, str]]:
