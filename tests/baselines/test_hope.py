@@ -53,7 +53,7 @@ def test_the_loss_falls(tiny_model: Any, answering: Any) -> None:
     method = Hope(tiny_model, answering, memory(2))
     lessons = [labelled_lesson(answering, one) for one in stream().tasks[0].train]
     losses = Awake(method.model, answering.tokenizer.pad_token_id, 3e-2).live(lessons, 60, 8, seed=0)
-    assert losses[-1] < losses[0] / 2
+    assert losses[-1] < losses[0] - 1
 
 
 def test_what_it_keeps_are_weights_and_the_optimizer(tiny_model: Any, answering: Any) -> None:

@@ -128,7 +128,7 @@ class Answering:
         """
         if not labels:
             raise ValueError("there is no label to choose from: let the method observe a task first")
-        room = self._room(model, labels)
+        room = self.room(model, labels)
         prompts = [self.prompt(text, () if shown is None else shown[number], room) for number, text in enumerate(texts)]
         if freely:
             return free_labels(model, self.tokenizer, prompts, labels, self.batch_size)
@@ -164,7 +164,8 @@ class Answering:
         asked = self.tokenizer.apply_chat_template(list(conversation), add_generation_prompt=True, return_dict=True)
         return len(asked["input_ids"])
 
-    def _room(self, model: PreTrainedModel, labels: Sequence[str]) -> int | None:
+    def room(self, model: PreTrainedModel, labels: Sequence[str]) -> int | None:
+        """Tokens of a prompt that leave the model's window room for the longest label; None without a limit."""
         window = getattr(model.config, "max_position_embeddings", None)
         if window is None:
             return None
