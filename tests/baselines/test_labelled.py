@@ -52,8 +52,9 @@ def test_tokens_are_counted_without_padding_and_once_behind_a_cache(tiny_model: 
         output = tiny_model(input_ids=ids, attention_mask=mask, use_cache=True)
         longer = torch.cat([mask, torch.ones(2, 1, dtype=torch.long)], dim=-1)
         tiny_model(input_ids=ids[:, :1], attention_mask=longer, past_key_values=output.past_key_values)
+        tiny_model(ids[:, :2])
     tiny_model(input_ids=ids)
-    assert spent.tokens == 8 + 2
+    assert spent.tokens == 8 + 2 + 4
     assert spent.seconds > 0
 
 

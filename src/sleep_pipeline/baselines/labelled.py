@@ -54,7 +54,9 @@ class Spent:
                 hook.remove()
 
     def _count(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        ids, mask = kwargs["input_ids"], kwargs.get("attention_mask")
+        ids, mask = kwargs.get("input_ids", args[0] if args else None), kwargs.get("attention_mask")
+        if ids is None:
+            return
         # The mask of a pass that goes on from a cache covers what was read before.
         self.tokens += ids.numel() if mask is None else int(mask[:, -ids.shape[1] :].sum())
 
