@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sleep_pipeline.evaluation.statistics import mean_interval, paired_difference
+from sleep_pipeline.evaluation.statistics import auroc, mean_interval, paired_difference
 
 
 def test_exact_matches_get_wilsons_interval() -> None:
@@ -64,3 +64,10 @@ def test_differences_of_shares_are_bootstrapped_in_pairs() -> None:
 def test_what_is_no_pair_is_refused(after: list[float], before: list[float]) -> None:
     with pytest.raises(ValueError, match="finite scores of the same questions"):
         paired_difference(after, before)
+
+
+def test_auroc_counts_pairs_and_halves_ties() -> None:
+    assert auroc([1.0, 2.0], [0.0, 1.0]) == (3 + 0.5) / 4
+    assert auroc([0.0], [1.0]) == 0.0
+    with pytest.raises(ValueError, match="got 0 above and 1 below"):
+        auroc([], [1.0])

@@ -119,3 +119,29 @@ def test_what_cannot_be_learned_while_awake_is_refused() -> None:
         WakeUpdates(with_memory(one_level()))
     with pytest.raises(ValueError, match=r"run loss.backward\(\)"):
         WakeUpdates(with_memory(three_levels())).observe()
+
+
+def test_a_level_moves_without_a_sleep_as_it_does_in_one() -> None:
+    asleep, awake = with_memory(three_levels()).double(), with_memory(three_levels()).double()
+    optimizer = partial(torch.optim.AdamW, lr=1e-2)
+    sleeping, moving = WakeUpdates(asleep, optimizer), WakeUpdates(awake, optimizer)
+    for chunk in range(2):
+        live_a_day(asleep, sleeping, seed=chunk)
+        live_a_day(awake, moving, seed=chunk)
+        with consolidation(asleep, 1, 2, updates=sleeping) as sleep:
+            sleep.commit()
+        moving.apply(1)
+        for one, other in zip(bases(asleep, 1), bases(awake, 1), strict=True):
+            assert torch.equal(one, other)
+    assert state_of(awake).pending == [0, 2, 0] and state_of(awake).moved == [True, False, False]
+    assert state_of(awake).table.active(2) == ()
+
+
+def test_what_cannot_move_by_itself_is_refused() -> None:
+    model = with_memory(three_levels())
+    updates = WakeUpdates(model)
+    with pytest.raises(ValueError, match="level 1 has accumulated nothing"):
+        updates.apply(1)
+    live_a_day(model, updates)
+    with consolidation(model, 1, 2, updates=updates), pytest.raises(ValueError, match="a sleep is under way"):
+        updates.apply(1)

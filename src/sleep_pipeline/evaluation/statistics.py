@@ -82,3 +82,15 @@ def paired_difference(after: Sequence[float], before: Sequence[float], seed: int
         (late - early,), np.mean, n_resamples=_RESAMPLES, method="percentile", rng=seed
     ).confidence_interval
     return Estimate(value, float(bounds.low), float(bounds.high), late.size)
+
+
+def auroc(above: Sequence[float], below: Sequence[float]) -> float:
+    """Probability that a score of the first list is greater than one of the second; ties count half.
+
+    Raises:
+        ValueError: a list is empty, or a score is not finite.
+    """
+    high, low = np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
+    if not high.size or not low.size or not (np.isfinite(high).all() and np.isfinite(low).all()):
+        raise ValueError(f"auroc needs finite scores on both sides; got {high.size} above and {low.size} below")
+    return float(stats.mannwhitneyu(high, low).statistic / (high.size * low.size))

@@ -64,7 +64,7 @@ def read_jsonl(lines: Iterable[Line]) -> Iterator[Found]:
             yield _found(line.number, row, line.text)
 
 
-class _Lines:
+class RecordLines:
     """Feeds `csv.reader` and remembers what it took, so that a record that fails can be put back."""
 
     def __init__(self, lines: Iterable[Line], max_bytes: int) -> None:
@@ -99,7 +99,7 @@ class _Lines:
         return line.text + "\n"
 
 
-def _records(lines: _Lines, delimiter: str) -> Iterator[tuple[Line, list[str] | None, str]]:
+def records(lines: RecordLines, delimiter: str) -> Iterator[tuple[Line, list[str] | None, str]]:
     """(first line, fields or None, reason): after a record that fails, reading goes on with the line after its first.
 
     So a quote that is never closed costs its own line and not the rest of the file.
@@ -137,7 +137,7 @@ def _names(line: str, delimiter: str) -> list[str]:
 def read_csv(lines: Iterable[Line], max_bytes: int) -> Iterator[Found]:
     """The records of a table whose first line names the columns, separated by commas, semicolons, tabs or bars."""
     csv.field_size_limit(max(csv.field_size_limit(), 2 * max_bytes))
-    feed = _Lines(lines, max_bytes)
+    feed = RecordLines(lines, max_bytes)
     first = feed.next_line()
     while first is not None and first.problem is None and not first.text.strip():
         first = feed.next_line()
@@ -161,7 +161,7 @@ def read_csv(lines: Iterable[Line], max_bytes: int) -> Iterator[Found]:
         reason = f'the first line names the column "{twice}" twice; rename one of them and read the file again'
         yield Found(first.number, reason=reason, excerpt=first.text[:_SHOWN])
         return
-    for line, fields, reason in _records(feed, delimiter):
+    for line, fields, reason in records(feed, delimiter):
         if fields is None:
             yield Found(line.number, reason=reason, excerpt=line.text[:_SHOWN])
         elif len(fields) != len(header):

@@ -108,6 +108,30 @@ class WakeUpdates:
                 tensors.get_parameter(name).copy_(next(stepped))
         self._prospective[level] = copy.deepcopy(optimizer.state_dict())
 
+    @torch.no_grad()
+    def apply(self, level: int) -> None:
+        """Move `level` at once by what it has accumulated, without a sleep: nothing is distilled.
+
+        For levels that are fast memory between two nights, and for the paper's baseline that never sleeps.
+
+        Raises:
+            ValueError: a sleep is under way, or nothing has been accumulated.
+        """
+        if self.state.table.sleep is not None:
+            raise ValueError("a sleep is under way: commit or abort it before a level moves by itself")
+        if not self.state.pending[level - 1]:
+            raise ValueError(f"level {level} has accumulated nothing: call observe() first")
+        self.compute(level)
+        for tensors in level_tensors(self.state, level):
+            for base, future, total in zip(BASE, PROSPECTIVE, ACCUMULATED, strict=True):
+                tensors.get_parameter(base).copy_(tensors.get_parameter(future))
+                tensors.get_parameter(future).zero_()
+                tensors.get_parameter(total).zero_()
+        self.committed(level)
+        self.state.moved[level - 1] = True
+        self.state.pending[level - 1] = 0
+        self.state.changed()
+
     def committed(self, level: int) -> None:
         """Keep the optimiser's state of the step that `compute` took; called by the transaction."""
         if level in self._prospective:

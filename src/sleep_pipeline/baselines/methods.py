@@ -1,0 +1,184 @@
+"""All methods for labelled streams by name, each made from one set of settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from sleep_pipeline.seeding.settings import SeedingSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from sleep_pipeline.baselines.embedding import Embedder
+    from sleep_pipeline.baselines.labelled import Answering, LabelledLearner
+    from sleep_pipeline.baselines.labelled_sleep import Sender
+    from sleep_pipeline.memory import ContinuumMemoryConfig
+
+
+class MethodSettings(BaseModel):
+    """What the methods are made of; what a method does not have it leaves alone.
+
+    Attributes:
+        seeding: steps, optimizer, rows and replay of everything that trains.
+        lora_rank: of fine-tuning; None trains all weights.
+        tuning_rate: peak learning rate of fine-tuning, sleep's being that of `seeding`.
+        ewc_weight: see `Anchor`.
+        shots: examples in a prompt of in-context learning, and of sleep's teacher where it has a context.
+        top_k: classes in a prompt of InCA.
+        class_shots: examples of each of them.
+        shrinkage: of InCA's covariance.
+        layer: of the backbone's hidden states that embed a text; None for the middle of the stack.
+        sentence_model: name or folder of a sentence-transformers model that embeds in the backbone's place.
+        fast_width: of the fast level's own weights.
+        fast_period: steps between two of their updates, at least 2.
+        fast_rate: their learning rate.
+        expert_rank: of a night's expert.
+        slots: of experts.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seeding: SeedingSettings = Field(default_factory=SeedingSettings)
+    lora_rank: PositiveInt | None = None
+    tuning_rate: PositiveFloat = 1e-3
+    ewc_weight: NonNegativeFloat = 100.0
+    shots: PositiveInt = 16
+    top_k: PositiveInt = 3
+    class_shots: PositiveInt = 3
+    shrinkage: float = Field(0.1, gt=0, le=1)
+    layer: int | None = None
+    sentence_model: str | None = None
+    fast_width: PositiveInt = 64
+    fast_period: int = Field(2, ge=2)
+    fast_rate: PositiveFloat = 3e-3
+    expert_rank: PositiveInt = 32
+    slots: int = Field(16, ge=2)
+
+    @property
+    def tuning(self) -> SeedingSettings:
+        """The settings of seeding with the learning rate of fine-tuning."""
+        optimizer = self.seeding.optimizer.model_copy(update={"learning_rate": self.tuning_rate})
+        return self.seeding.model_copy(update={"optimizer": optimizer})
+
+    def memory(self, fast: bool) -> ContinuumMemoryConfig:
+        """A level of slots, with a fast level above it or without."""
+        from sleep_pipeline.memory import ContinuumMemoryConfig, LevelConfig
+
+        above = [
+            LevelConfig(period=self.fast_period, num_slots=2 * self.fast_period, rank=1, base_width=self.fast_width)
+        ]
+        slow = LevelConfig(num_slots=self.slots, rank=self.expert_rank)
+        return ContinuumMemoryConfig(levels=[*(above if fast else []), slow])
+
+
+Maker = Callable[["PreTrainedModel", "Answering", MethodSettings, int], "LabelledLearner"]
+
+
+def _embedder(base: PreTrainedModel, answering: Answering, settings: MethodSettings) -> Embedder:
+    from sleep_pipeline.baselines.embedding import BackboneEmbedder, SentenceEmbedder
+
+    if settings.sentence_model is not None:
+        return SentenceEmbedder(settings.sentence_model)
+    return BackboneEmbedder(base, answering.tokenizer, settings.layer)
+
+
+def _icl(base: PreTrainedModel, answering: Answering, settings: MethodSettings, seed: int) -> LabelledLearner:
+    from sleep_pipeline.baselines.icl import InContext
+
+    return InContext(base, answering, _embedder(base, answering, settings), settings.shots)
+
+
+def _inca(base: PreTrainedModel, answering: Answering, settings: MethodSettings, seed: int) -> LabelledLearner:
+    from sleep_pipeline.baselines.inca import InCA
+
+    embedder = _embedder(base, answering, settings)
+    return InCA(base, answering, embedder, settings.top_k, settings.class_shots, settings.shrinkage)
+
+
+def _sft(base: PreTrainedModel, answering: Answering, settings: MethodSettings, seed: int) -> LabelledLearner:
+    from sleep_pipeline.baselines.sft import sft
+
+    return sft(base, answering, settings.tuning, settings.lora_rank, seed)
+
+
+def _ewc(base: PreTrainedModel, answering: Answering, settings: MethodSettings, seed: int) -> LabelledLearner:
+    from sleep_pipeline.baselines.ewc import ewc
+
+    return ewc(base, answering, settings.tuning, settings.lora_rank, settings.ewc_weight, seed)
+
+
+def _replay(base: PreTrainedModel, answering: Answering, settings: MethodSettings, seed: int) -> LabelledLearner:
+    from sleep_pipeline.baselines.replay import replay
+
+    return replay(base, answering, settings.tuning, settings.lora_rank, seed)
+
+
+def _joint(base: PreTrainedModel, answering: Answering, settings: MethodSettings, seed: int) -> LabelledLearner:
+    from sleep_pipeline.baselines.joint import Joint
+
+    return Joint(base, answering, settings.tuning, settings.lora_rank, seed)
+
+
+def _hope(base: PreTrainedModel, answering: Answering, settings: MethodSettings, seed: int) -> LabelledLearner:
+    from sleep_pipeline.baselines.hope import Hope
+
+    seeding = settings.seeding
+    rows = seeding.rows + seeding.replay.stored_rows
+    steps = seeding.optimizer.steps
+    return Hope(base, answering, settings.memory(fast=True), steps, rows, settings.fast_rate, seed)
+
+
+def _sleep(sender: Sender) -> Maker:
+    def make(base: PreTrainedModel, answering: Answering, settings: MethodSettings, seed: int) -> LabelledLearner:
+        from sleep_pipeline.baselines.labelled_sleep import LabelledSleep
+
+        return LabelledSleep(
+            base,
+            answering,
+            settings.seeding,
+            settings.memory(fast=sender != "context"),
+            sender,
+            shots=settings.shots,
+            day_steps=settings.seeding.optimizer.steps,
+            day_rate=settings.fast_rate,
+            seed=seed,
+        )
+
+    return make
+
+
+METHODS: dict[str, Maker] = {
+    "icl": _icl,
+    "inca": _inca,
+    "sft": _sft,
+    "ewc": _ewc,
+    "replay": _replay,
+    "joint": _joint,
+    "hope": _hope,
+    "sleep": _sleep("fast"),
+    "sleep_context": _sleep("context"),
+    "sleep_both": _sleep("both"),
+}
+
+
+def make_method(
+    name: str, base: PreTrainedModel, answering: Answering, settings: MethodSettings, seed: int = 0
+) -> LabelledLearner:
+    """A method that has observed nothing yet.
+
+    Args:
+        name: from `METHODS`.
+        base: a base model of its own, which most methods change.
+        answering: how it is asked.
+        settings: see `MethodSettings`.
+        seed: of everything that is drawn.
+
+    Raises:
+        ValueError: there is no method of that name.
+    """
+    if name not in METHODS:
+        raise ValueError(f"there is no method {name!r}; choose one of {', '.join(METHODS)}")
+    return METHODS[name](base, answering, settings, seed)

@@ -1,0 +1,107 @@
+"""Fine-tuning on labelled tasks, which `sft`, `ewc`, `replay` and `joint` are kinds of.
+
+All go through the seeding trainer, as the baselines on documents do (`finetuning.py`): the same steps, optimizer and
+rows a step, so that methods of one settings train the same number of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+from sleep_pipeline.baselines.finetuning import Anchor, certain
+from sleep_pipeline.baselines.labelled import Answering, Spent
+from sleep_pipeline.generation.likelihood import encode_reply
+from sleep_pipeline.seeding.divergences import CachedTeacher
+from sleep_pipeline.seeding.lessons import Lesson
+from sleep_pipeline.seeding.night import learn
+from sleep_pipeline.seeding.replay import ReplayStore, nbytes
+from sleep_pipeline.seeding.settings import SeedingSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from sleep_pipeline.evaluation.classification import Choice
+    from sleep_pipeline.evaluation.tasks import ClassTask, Example
+
+
+def labelled_lesson(answering: Answering, example: Example) -> Lesson:
+    """An example as supervised fine-tuning learns it: the label after the prompt without other examples."""
+    ids, start = encode_reply(answering.tokenizer, answering.taught(example))
+    return certain(Lesson(tuple(ids), start, CachedTeacher(torch.zeros(0, 1), torch.zeros(0, 1), torch.zeros(0))))
+
+
+class Tuning:
+    """Fine-tuning in sequence.
+
+    Args:
+        base: the base model; full fine-tuning changes it.
+        answering: how it is asked.
+        settings: of seeding; `lambda` and the reward are left out. A step takes `rows` and `replay.stored_rows`
+            together, all of the present task where nothing is replayed.
+        rank: of one LoRA adapter over all linear layers; None trains all weights.
+        replay: whether examples of earlier tasks are kept, at most `replay.stored_capacity`, and replayed.
+        anchor: weight of elastic weight consolidation; 0 for none.
+        seed: of everything that is drawn.
+    """
+
+    incremental = True
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        answering: Answering,
+        settings: SeedingSettings,
+        rank: int | None = None,
+        replay: bool = False,
+        anchor: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        if rank is None:
+            self.model = base.requires_grad_(True)
+        else:
+            config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+            self.model = get_peft_model(base, config)
+        kept = settings.replay.model_copy(update={"open_book_rows": 0, **({} if replay else {"stored_rows": 0})})
+        self._whole = settings.rows + settings.replay.stored_rows
+        self._settings = settings.model_copy(update={"on_policy": 0.0, "alpha": 1.0, "replay": kept})
+        self._store = ReplayStore(kept.stored_capacity, kept.open_book_capacity)
+        self._anchor = Anchor(self.model, anchor) if anchor else None
+        self._answering, self._replay, self._seed = answering, replay, seed
+        self.labels, self.spent = list[str](), Spent()
+
+    def observe(self, task: ClassTask) -> None:
+        """See `LabelledLearner`."""
+        self.labels += task.labels
+        own = 7919 * self._seed + task.number
+        with self.spent.metering(self.model):
+            lessons = [labelled_lesson(self._answering, example) for example in task.train]
+            self._train(lessons, own)
+            if self._replay:
+                self._store.add("stored", lessons, task.number, self._seed)
+            if self._anchor is not None:
+                self._anchor.remember(lessons, self._answering.tokenizer.pad_token_id, own)
+
+    def predict(self, texts: Sequence[str], freely: bool = False) -> list[Choice]:
+        """See `LabelledLearner`."""
+        return self._answering.ask(self.model, texts, self.labels, freely=freely)
+
+    def _train(self, lessons: Sequence[Lesson], seed: int, times: int = 1) -> None:
+        rehearsing = bool(self._store.lessons("stored"))
+        optimizer = self._settings.optimizer
+        settings = self._settings.model_copy(
+            update={
+                "rows": self._settings.rows if rehearsing else self._whole,
+                "optimizer": optimizer.model_copy(update={"steps": times * optimizer.steps}),
+            }
+        )
+        learn(self.model, self._answering.tokenizer, lessons, self._store, settings, seed, penalty=self._anchor)
+
+    @property
+    def stored(self) -> int:
+        """See `LabelledLearner`."""
+        own = sum(p.nbytes for p in self.model.parameters() if p.requires_grad)
+        return own + (2 * own if self._anchor is not None else 0) + nbytes(self._store)

@@ -1,0 +1,88 @@
+"""A task as it is lived: its classes in an order drawn by seed, a few at a time."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from sleep_pipeline.evaluation.tasks.data import Example, LabelledData, TaskError
+
+
+@dataclass(frozen=True)
+class ClassTask:
+    """Some classes with their examples.
+
+    Attributes:
+        number: from 1.
+        labels: in words, in the order drawn.
+        train: to be learned, shuffled.
+        validation: to choose settings by.
+        test: to be asked.
+    """
+
+    number: int
+    labels: tuple[str, ...]
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class ClassStream:
+    """The tasks in order, and what belongs to none.
+
+    Attributes:
+        name: of the data.
+        version: of the declaration.
+        seed: that drew the order.
+        tasks: each with classes of its own.
+        out_of_scope: test texts that belong to no class.
+    """
+
+    name: str
+    version: int
+    seed: int
+    tasks: tuple[ClassTask, ...]
+    out_of_scope: tuple[str, ...]
+
+    def labels(self, until: int) -> tuple[str, ...]:
+        """Labels of the first tasks, `until` of them."""
+        return tuple(label for task in self.tasks[:until] for label in task.labels)
+
+
+def class_stream(data: LabelledData, seed: int, tasks: int | None = None, classes: int | None = None) -> ClassStream:
+    """Deal a task's classes out.
+
+    Args:
+        data: as loaded.
+        seed: of the order of classes and examples.
+        tasks: parts; as declared if left out.
+        classes: of a part; as declared if left out. Give both to run with fewer.
+
+    Raises:
+        TaskError: the data's classes are fewer than asked, or not those of the declaration.
+    """
+    declaration = data.declaration
+    whole = tasks is None and classes is None
+    tasks = tasks or declaration.tasks
+    classes = classes or declaration.classes // declaration.tasks
+    have = len(data.labels)
+    if tasks * classes > have or (whole and tasks * classes != have):
+        raise TaskError(
+            f"{declaration.name}: the training rows have {have} classes, and {tasks} tasks of {classes} need "
+            f"{tasks * classes}; get {declaration.obtain}, or set the number of tasks and of classes in each"
+        )
+    order = random.Random(f"{declaration.name}/classes/{seed}").sample(data.labels, have)[: tasks * classes]
+    dealt = []
+    for number in range(tasks):
+        labels = tuple(order[number * classes : (number + 1) * classes])
+        mine = set(labels)
+        parts = [[one for one in part if one.label in mine] for part in (data.train, data.validation, data.test)]
+        if untested := sorted(mine - {one.label for one in parts[2]}):
+            raise TaskError(
+                f"{declaration.name}: the class {untested[0]!r} has no test row, so nobody could say whether it was "
+                f"learned; get {declaration.obtain}"
+            )
+        random.Random(f"{declaration.name}/examples/{seed}/{number}").shuffle(parts[0])
+        dealt.append(ClassTask(number + 1, labels, *(tuple(part) for part in parts)))
+    return ClassStream(declaration.name, declaration.version, seed, tuple(dealt), data.out_of_scope)

@@ -1,0 +1,39 @@
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from made_up import stream
+
+from sleep_pipeline.baselines.methods import METHODS, MethodSettings, make_method
+from sleep_pipeline.baselines.running import run_stream
+
+SETTINGS = MethodSettings.model_validate(
+    {
+        "seeding": {
+            "rows": 4,
+            "replay": {"stored_rows": 4},
+            "optimizer": {"steps": 2, "precision": "fp32"},
+            "imitation": {"max_new_tokens": 4},
+        },
+        "shots": 3,
+    }
+)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_lives_through_a_stream(tiny_model: Any, answering: Any, name: str) -> None:
+    result = run_stream(make_method(name, tiny_model, answering, SETTINGS), stream())
+    assert [len(answers) for answers in result.final] == [2, 2]
+    assert result.stored[-1] > 0 and sum(result.seconds) > 0 and sum(result.tokens) > 0
+    assert result.out_of_scope is not None and 0 <= result.out_of_scope.auroc <= 1
+
+
+def test_an_unknown_method_is_refused_with_the_choice(tiny_model: Any, answering: Any) -> None:
+    with pytest.raises(ValueError, match="there is no method 'nap'; choose one of icl, inca"):
+        make_method("nap", tiny_model, answering, SETTINGS)
+
+
+def test_the_list_of_methods_loads_no_torch() -> None:
+    code = "import sys, sleep_pipeline.baselines.methods; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,94 @@
+"""Fine-tuning on labelled tasks; a tiny model learns four words in a few steps."""
+
+from typing import Any
+
+import pytest
+import torch
+from made_up import stream
+
+from sleep_pipeline.baselines.ewc import ewc
+from sleep_pipeline.baselines.joint import Joint
+from sleep_pipeline.baselines.replay import replay
+from sleep_pipeline.baselines.running import run_stream
+from sleep_pipeline.baselines.sft import sft
+from sleep_pipeline.baselines.tuning import labelled_lesson
+from sleep_pipeline.evaluation.tasks import Example
+from sleep_pipeline.seeding.settings import SeedingSettings
+
+SETTINGS = SeedingSettings.model_validate(
+    {
+        "rows": 8,
+        "replay": {"stored_rows": 8, "stored_capacity": 6},
+        "optimizer": {"steps": 60, "learning_rate": 1e-2, "precision": "fp32"},
+    }
+)
+
+
+def test_a_lesson_teaches_the_label_and_nothing_before_it(answering: Any) -> None:
+    lesson = labelled_lesson(answering, Example("where is it", "the river"))
+    decode = answering.tokenizer.decode
+    assert decode(lesson.ids[: lesson.start]) == "<|user|> where is it -><|end|><|assistant|>"
+    assert decode(lesson.ids[lesson.start :], skip_special_tokens=True).strip() == "the river"
+    assert lesson.teacher.log_probs_NK.exp().tolist() == [[1.0]] * (len(lesson.ids) - lesson.start)
+
+
+def test_sft_learns_each_task_and_forgets_the_last_one(tiny_model: Any, answering: Any) -> None:
+    result = run_stream(sft(tiny_model, answering, SETTINGS), stream())
+    assert result.retention is not None
+    means = result.retention.means()
+    assert (means[0, 0], means[1, 1], means[1, 0]) == (1.0, 1.0, 0.0)
+
+
+def test_replay_keeps_the_first_task_with_a_bounded_store(tiny_model: Any, answering: Any) -> None:
+    method = replay(tiny_model, answering, SETTINGS)
+    result = run_stream(method, stream())
+    assert result.retention is not None and result.retention.means()[1, 0] > 0
+    parameters = sum(p.nbytes for p in tiny_model.parameters())
+    assert result.stored[0] > parameters
+    assert len(method._store.lessons("stored")) == 6
+
+
+def test_joint_training_learns_all_when_it_is_asked(tiny_model: Any, answering: Any) -> None:
+    method = Joint(tiny_model, answering, SETTINGS)
+    result = run_stream(method, stream())
+    assert result.accuracy().value == 1.0 and result.retention is None
+    assert result.seconds[0] == 0.0 and result.tokens[1] > 0
+    with pytest.raises(RuntimeError, match="task 1 comes too late"):
+        method.observe(stream().tasks[0])
+
+
+def test_ewc_holds_on_to_the_first_task(tiny_model: Any, answering: Any) -> None:
+    method = ewc(tiny_model, answering, SETTINGS, weight=1e6)
+    result = run_stream(method, stream())
+    assert result.retention is not None and result.retention.means()[1, 0] > 0
+    assert method.stored == 3 * sum(p.nbytes for p in tiny_model.parameters())
+
+
+def test_all_methods_of_one_settings_take_as_many_rows_a_step(
+    tiny_model: Any, answering: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[tuple[int, int, int]] = []
+
+    def note(
+        model: Any, tokenizer: Any, lessons: Any, store: Any, settings: SeedingSettings, *_: Any, **__: Any
+    ) -> None:
+        rehearsed = settings.replay.stored_rows if store.lessons("stored") else 0
+        rows.append((settings.rows + rehearsed, settings.optimizer.steps, settings.replay.open_book_rows))
+
+    monkeypatch.setattr("sleep_pipeline.baselines.tuning.learn", note)
+    for make in (sft, replay):
+        run_stream(make(tiny_model, answering, SETTINGS), stream())
+    assert rows == [(16, 60, 0)] * 4
+    run_stream(Joint(tiny_model, answering, SETTINGS), stream())
+    assert rows[4:] == [(16, 120, 0)]
+
+
+def test_a_lora_leaves_the_base_as_it_was(tiny_model: Any, answering: Any) -> None:
+    before = {name: p.detach().clone() for name, p in tiny_model.named_parameters()}
+    method = sft(tiny_model, answering, SETTINGS, rank=2)
+    method.observe(stream().tasks[0])
+    with method.model.disable_adapter(), torch.no_grad():
+        for name, parameter in method.model.get_base_model().named_parameters():
+            if "lora_" not in name:
+                assert torch.equal(parameter, before[name.replace(".base_layer", "")])
+    assert method.stored == sum(p.nbytes for n, p in method.model.named_parameters() if "lora_" in n)

@@ -1,0 +1,72 @@
+import pytest
+
+from sleep_pipeline.evaluation.tasks import Example, LabelledData, TaskError, class_stream, declared, in_words
+from sleep_pipeline.evaluation.tasks.labels import words_of
+
+
+def made_up(classes: int = 6, shots: int = 3) -> LabelledData:
+    labels = tuple(f"class {n}" for n in range(classes))
+    train = tuple(Example(f"{label} says {shot}", label) for shot in range(shots) for label in labels)
+    test = tuple(Example(f"{label} asks", label) for label in labels)
+    declaration = declared("clinc150").model_copy(update={"classes": 6, "tasks": 3})
+    return LabelledData(declaration, labels, train, (), test, ("what",), ())
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        ("card_arrival", "card arrival"),
+        ("Refund_not_showing_up", "refund not showing up"),
+        ("reverted_card_payment?", "reverted card payment"),
+        ("FootballLeagueSeason", "football league season"),
+        ("BritishRoyalty", "british royalty"),
+        ("NCAATeam", "ncaa team"),
+        ("oos", "oos"),
+    ],
+)
+def test_class_names_become_words(label: str, words: str) -> None:
+    assert in_words(label) == words
+
+
+def test_a_class_name_without_words_is_refused() -> None:
+    with pytest.raises(ValueError, match="'__' has no letters"):
+        words_of(["a", "__"])
+
+
+def test_every_class_comes_once_with_all_of_its_examples() -> None:
+    data = made_up()
+    stream = class_stream(data, seed=0)
+    assert sorted(stream.labels(3)) == sorted(data.labels)
+    assert stream.labels(1) == stream.tasks[0].labels and len(stream.labels(2)) == 4
+    for task in stream.tasks:
+        assert {one.label for one in task.train} == {one.label for one in task.test} == set(task.labels)
+    assert sorted(one.text for task in stream.tasks for one in task.train) == sorted(one.text for one in data.train)
+    assert stream.out_of_scope == ("what",)
+
+
+def test_the_seed_alone_decides_the_order() -> None:
+    data = made_up()
+    assert class_stream(data, seed=3) == class_stream(data, seed=3)
+    assert len({class_stream(data, seed=seed).labels(3) for seed in range(8)}) > 1
+
+
+def test_fewer_tasks_take_the_first_of_the_same_order() -> None:
+    data = made_up()
+    assert class_stream(data, 1, tasks=2, classes=2).tasks == class_stream(data, 1).tasks[:2]
+
+
+def test_data_that_lacks_classes_is_refused() -> None:
+    with pytest.raises(TaskError, match=r"have 5 classes, and 3 tasks of 2 need 6; get data_full\.json"):
+        class_stream(made_up(classes=5), seed=0)
+
+
+def test_a_class_that_cannot_be_tested_is_refused() -> None:
+    data = made_up()
+    lacking = LabelledData(data.declaration, data.labels, data.train, (), data.test[1:], (), ())
+    with pytest.raises(TaskError, match="'class 0' has no test row"):
+        class_stream(lacking, seed=0)
+
+
+def test_a_class_with_one_example_is_a_class() -> None:
+    stream = class_stream(made_up(shots=1), seed=0)
+    assert [len(task.train) for task in stream.tasks] == [2, 2, 2]
