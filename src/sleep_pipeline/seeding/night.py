@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -157,7 +158,7 @@ def learn(
     open_book: Sequence[Lesson] = (),
     judge: Judge | None = None,
     views: Sequence[Callable[[], AbstractContextManager[None]]] = (),
-    folder: str | Path = "seeding",
+    folder: Path | None = None,
     progress: bool = False,
     resume: bool = False,
     penalty: Callable[[], Tensor] | None = None,
@@ -174,7 +175,7 @@ def learn(
         open_book: tonight's lessons in reading.
         judge: `r_sem`; None asks the base model's own likelihood.
         views: see `KnowledgeSeedingTrainer`.
-        folder: for checkpoints.
+        folder: for checkpoints, if the settings ask for any; None keeps none after the run.
         progress: whether to show a bar.
         resume: whether to go on from the last complete checkpoint of the same run in `folder`, if there is one.
         penalty: see `KnowledgeSeedingTrainer`.
@@ -189,22 +190,23 @@ def learn(
             judge = BaseJudge(model, LikelihoodJudge(model, tokenizer))
         reward = imitation_reward(gamma, settings.imitation.threshold, judge, tokenizer.all_special_ids)
     began = time.perf_counter()
-    trainer = KnowledgeSeedingTrainer(
-        model,
-        settings,
-        lessons,
-        tokenizer,
-        reward,
-        replayed=store.lessons("stored"),
-        open_book=[*store.lessons("open_book"), *open_book, *reading_lessons(lessons)],
-        views=views,
-        seed=seed,
-        output_dir=folder,
-        progress=progress,
-        penalty=penalty,
-    )
-    last = last_checkpoint(Path(folder), trainer.run) if resume else None
-    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    with _folder(folder) as place:
+        trainer = KnowledgeSeedingTrainer(
+            model,
+            settings,
+            lessons,
+            tokenizer,
+            reward,
+            replayed=store.lessons("stored"),
+            open_book=[*store.lessons("open_book"), *open_book, *reading_lessons(lessons)],
+            views=views,
+            seed=seed,
+            output_dir=place,
+            progress=progress,
+            penalty=penalty,
+        )
+        last = last_checkpoint(place, trainer.run) if resume else None
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
     return Learned(trainer.history, trainer.rollouts, time.perf_counter() - began)
 
 
@@ -215,7 +217,7 @@ def make_room(
     settings: SeedingSettings,
     night: int,
     seed: int,
-    folder: str | Path = "merge",
+    folder: Path | None = None,
     level: int = 1,
 ) -> int | None:
     """Merge the two oldest experts of a level that has room for the merged one alone.
@@ -252,7 +254,7 @@ def hand_on(
     settings: SeedingSettings,
     night: int,
     seed: int,
-    folder: str | Path = "hand_on",
+    folder: Path | None = None,
 ) -> list[Pair]:
     """Move every level that is due into the next slower one: its experts' lessons, replayed, into one new expert.
 
@@ -278,13 +280,13 @@ def hand_on(
         if not senders:
             continue
         own = 31 * seed + pair.sender
-        make_room(model, tokenizer, store, settings, night, own, Path(folder) / f"room_{pair.receiver}", pair.receiver)
+        room, level = (None if folder is None else folder / f"{name}_{pair.receiver}" for name in ("room", "level"))
+        make_room(model, tokenizer, store, settings, night, own, room, pair.receiver)
         nights = {state.table.slots(pair.sender)[slot].night for slot in senders}
         kept = store.pools["stored"].lessons
         lessons = [lesson for lesson, of in kept if of in nights] or [lesson for lesson, _ in kept]
         with consolidation(model, sender=pair.sender, receiver=pair.receiver, night=night) as sleep:
-            place = Path(folder) / f"level_{pair.receiver}"
-            learn(model, tokenizer, lessons, store, _off_policy(settings), own, folder=place, resume=True)
+            learn(model, tokenizer, lessons, store, _off_policy(settings), own, folder=level, resume=True)
             sleep.commit()
         done.append(pair)
     return done
@@ -340,6 +342,16 @@ def seed_night(
     store.add("open_book", gathered.open_book, night, seed)
     hand_on(model, tokenizer, store, settings, night, own)
     return Seeded(night, slot, gathered, learned)
+
+
+@contextmanager
+def _folder(folder: Path | None) -> Iterator[Path]:
+    """The folder, or one for the time being."""
+    if folder is not None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="seeding-") as made:
+        yield Path(made)
 
 
 @dataclass

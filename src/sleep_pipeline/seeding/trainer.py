@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from sleep_pipeline.generation.sampler import SamplingSettings, TransformersSampler
@@ -41,6 +41,7 @@ from sleep_pipeline.seeding.checkpoints import load_trained, run_digest, save_tr
 from sleep_pipeline.seeding.divergences import Head, LiveTeacher, compare_tokens
 from sleep_pipeline.seeding.hidden import answer_head, hidden_states
 from sleep_pipeline.seeding.lessons import Lesson
+from sleep_pipeline.seeding.progress import Bar
 from sleep_pipeline.seeding.rewards import RewardFunction
 from sleep_pipeline.seeding.settings import SeedingSettings
 
@@ -133,7 +134,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             save_total_limit=1,
             logging_steps=10,
             report_to="none",
-            disable_tqdm=not progress,
+            disable_tqdm=True,
             seed=seed,
         )
         self.run = run_digest(seed, settings, self.pools)
@@ -145,8 +146,9 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             args=arguments,
             train_dataset=self._prompts(arguments.world_size),
             processing_class=processing_class,
-            callbacks=callbacks,
+            callbacks=[*([Bar("training the expert")] if progress else []), *(callbacks or [])],
         )
+        self.remove_callback(PrinterCallback)
         self.head: Head = answer_head(self.model)
         self.sampler = TransformersSampler(
             self.model,
