@@ -273,14 +273,14 @@ def test_a_full_level_without_anything_to_learn_from_says_so(tiny_tokenizer: Any
     assert state_of(model).table.active(1) == (0, 1)
 
 
-def test_every_merge_is_trained_though_the_last_one_left_its_checkpoint(tiny_tokenizer: Any) -> None:
+def test_every_merge_is_trained_though_the_last_one_left_its_checkpoint(tiny_tokenizer: Any, tmp_path: Path) -> None:
     given = small(optimizer={"checkpoint_every": 2})
     ended = []
     for folder in ("merge", "merge", "other"):
         model, store = full(), ReplayStore(10, 10)
         night = 9 if ended else 8
         store.add("stored", without_context(lessons(4, first=night)), night=1)
-        make_room(model, tiny_tokenizer, store, given, night=night, seed=night, folder=folder)
+        make_room(model, tiny_tokenizer, store, given, night=night, seed=night, folder=tmp_path / folder)
         ended.append(state(model))
     assert all(torch.equal(ended[1][name], ended[2][name]) for name in ended[1])
 
