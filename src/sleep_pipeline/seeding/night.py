@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -189,6 +190,9 @@ def learn(
         if gamma and judge is None:
             judge = BaseJudge(model, LikelihoodJudge(model, tokenizer))
         reward = imitation_reward(gamma, settings.imitation.threshold, judge, tokenizer.all_special_ids)
+    # No more of tonight's texts than of the others, which free speech is a part of.
+    tonight = reading_lessons(lessons)
+    tonight = random.Random(seed).sample(tonight, min(len(tonight), len(open_book)))
     began = time.perf_counter()
     with _folder(folder) as place:
         trainer = KnowledgeSeedingTrainer(
@@ -198,7 +202,7 @@ def learn(
             tokenizer,
             reward,
             replayed=store.lessons("stored"),
-            open_book=[*store.lessons("open_book"), *open_book, *reading_lessons(lessons)],
+            open_book=[*store.lessons("open_book"), *open_book, *tonight],
             views=views,
             seed=seed,
             output_dir=place,

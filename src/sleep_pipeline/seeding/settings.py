@@ -38,7 +38,7 @@ class ReplaySettings(_Settings):
     open_book_documents: NonNegativeInt = 12
     open_book_replies: PositiveInt = 4
     document_tokens: PositiveInt = 160
-    free_texts: NonNegativeInt = 24
+    free_texts: NonNegativeInt = 48
     free_text_tokens: PositiveInt = 64
 
 
