@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 import torch
-from made_up import stream
+from made_up_streams import stream
 
 from sleep_pipeline.baselines.hope import Awake, Hope
 from sleep_pipeline.baselines.running import run_stream

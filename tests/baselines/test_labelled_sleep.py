@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 import torch
-from made_up import WordEmbedder, stream
+from made_up_streams import WordEmbedder, stream
 
 from sleep_pipeline.baselines.labelled_sleep import LabelledSleep
 from sleep_pipeline.baselines.running import run_stream

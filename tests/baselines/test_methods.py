@@ -3,7 +3,7 @@ import sys
 from typing import Any
 
 import pytest
-from made_up import stream
+from made_up_streams import stream
 
 from sleep_pipeline.baselines.methods import METHODS, MethodSettings, make_method
 from sleep_pipeline.baselines.running import run_stream

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from made_up import WordEmbedder, stream
+from made_up_streams import WordEmbedder, stream
 
 from sleep_pipeline.baselines.icl import InContext
 from sleep_pipeline.baselines.inca import InCA

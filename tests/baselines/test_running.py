@@ -3,7 +3,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from made_up import stream
+from made_up_streams import stream
 
 from sleep_pipeline.baselines.labelled import Spent
 from sleep_pipeline.baselines.running import run_stream

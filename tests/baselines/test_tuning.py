@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from made_up import stream
+from made_up_streams import stream
 
 from sleep_pipeline.baselines.ewc import ewc
 from sleep_pipeline.baselines.joint import Joint
