@@ -37,7 +37,7 @@ class LevelConfig:
     rank: int = 32
     top_k: int | None = None
     router: str = "sigmoid"
-    router_bias: float = -4.0
+    router_bias: float = -2.0
     router_gain: float = 4.0
     base_width: int = 64
 
