@@ -138,11 +138,11 @@ def test_work_is_counted_from_contexts_and_settings(project: Path) -> None:
     work = {(item["node"], item["what"]): item["amount"] for item in plan["work"]}
     assert work["sample_lessons_node", "tokens read"] == (30 + 12) * 2
     assert work["sample_lessons_node", "tokens written"] == 2 * 5 * 10
-    assert work["train_expert_node", "rows trained on"] == 7 * (48 + 0 + 8)
+    assert work["train_expert_node", "rows trained on"] == 7 * (48 + 0 + 12)
     night(project, 1, 1.0)
     collected(project, 2)
     work = {(item["node"], item["what"]): item["amount"] for item in planned()["work"]}
-    assert work["train_expert_node", "rows trained on"] == 200 * (48 + 64 + 8), "earlier nights are replayed"
+    assert work["train_expert_node", "rows trained on"] == 200 * (48 + 64 + 12), "earlier nights are replayed"
 
 
 def test_the_time_is_that_of_the_last_three_nights(project: Path) -> None:
