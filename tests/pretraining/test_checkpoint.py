@@ -17,7 +17,7 @@ def _stepped(model: Any) -> MuonAdamW:
 
 
 def _save(folder: Path, model: Any, optimizer: MuonAdamW, step: int) -> None:
-    save_checkpoint(folder, "run", Progress(step, 1.5, 100, [3.25] * step), model, optimizer)
+    save_checkpoint(folder, "run", Progress(step, 1.5, 100, [3.25] * step, {"torch": "2"}), model, optimizer)
 
 
 def test_everything_comes_back_bit_for_bit(tiny_model: Any, tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_everything_comes_back_bit_for_bit(tiny_model: Any, tmp_path: Path) -> N
     _save(tmp_path, tiny_model, optimizer, 4)
     state = optimizer.state()
     other = _stepped(tiny_model)
-    assert load_checkpoint(tmp_path, "run", tiny_model, other) == Progress(4, 1.5, 100, [3.25] * 4)
+    assert load_checkpoint(tmp_path, "run", tiny_model, other) == Progress(4, 1.5, 100, [3.25] * 4, {"torch": "2"})
     assert all(torch.equal(tiny_model.get_parameter(name), tensor) for name, tensor in weights.items())
     assert other.state().keys() == state.keys()
     assert all(torch.equal(other.state()[name], tensor) for name, tensor in state.items())

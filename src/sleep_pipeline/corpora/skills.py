@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sleep_pipeline.corpora.names import Split
@@ -19,6 +19,7 @@ from sleep_pipeline.corpora.worlds import (
     Fact,
     WorldGenerator,
     draw_question,
+    draw_statement,
     draw_wording,
     fill,
     implied,
@@ -45,6 +46,14 @@ PROMPTS: dict[str, dict[Split, tuple[str, ...]]] = {
             "Make up {n} quiz questions with their answers.",
         ),
         "test": ("Write {n} quiz questions about the text and answer them.",),
+    },
+    "write_all": {
+        "train": (
+            "Ask about everything that the text tells, and answer.",
+            "Write a question about every fact of the text and answer them.",
+            "Make up a quiz about all of the text, with the answers.",
+        ),
+        "test": ("Write quiz questions about all of the text and answer them.",),
     },
     "rewrite": {
         "train": (
@@ -122,9 +131,8 @@ def ask(rng: random.Random, document: Document, split: Split, plain: bool = Fals
             template = polite(rng, template)
         return fill(template, "", fact.value), subject_answer(fact.subject)
     if plain:
-        template, noun = draw_wording(rng, fact.relation, "question", split, plain=True)
-    else:
-        template, noun = draw_question(rng, fact.relation, split)
+        return _about(rng, fact, split)
+    template, noun = draw_question(rng, fact.relation, split)
     return fill(template, fact.subject.name, noun=noun), fact.value
 
 
@@ -141,6 +149,30 @@ def ask_unknown(rng: random.Random, document: Document, world: WorldGenerator) -
         entity = world.entity(entity.kind)
     template, noun = draw_question(rng, relation, split)
     return fill(template, entity.name, noun=noun), UNKNOWN
+
+
+def retold(rng: random.Random, document: Document) -> Document:
+    """The document as questions and answers, the way in which conversations and quizzes keep what they tell.
+
+    Training alone uses it: a night's contexts look like this where its memories are conversations or questions.
+    """
+    spoken = rng.random() < 0.6
+    lines = []
+    for fact in document.facts:
+        question, noun = draw_question(rng, fact.relation, "train")
+        question = fill(question, fact.subject.name, noun=noun)
+        if spoken:
+            template, noun = draw_statement(rng, fact.relation, "train")
+            answer = fact.value if rng.random() < 0.3 else fill(template, fact.subject.name, fact.value, noun)
+            lines.append(f"User: {question}\nAssistant: {answer}")
+        else:
+            lines.append(f"Question: {question}\nAnswer: {fact.value}")
+    return replace(document, text=("\n" if spoken else "\n\n").join(lines))
+
+
+def _read(rng: random.Random, document: Document, split: Split) -> Document:
+    """The document as it is to be read: in training one in ten is retold as questions and answers."""
+    return retold(rng, document) if split == "train" and rng.random() < 0.1 else document
 
 
 def question_answering(rng: random.Random, split: Split, turns: int = 1) -> Example:
@@ -161,7 +193,7 @@ def unanswerable(rng: random.Random, split: Split, turns: int = 1) -> Example:
 def reading(rng: random.Random, split: Split) -> Example:
     """Several questions about one text, some without an answer: the form in which both skills are trained."""
     world = _world(rng, split)
-    document = world.document()
+    document = _read(rng, world.document(), split)
     turns = [
         ask_unknown(rng, document, world) if rng.random() < 0.2 else ask(rng, document, split)
         for _ in range(rng.randint(1, 8))
@@ -186,19 +218,27 @@ def parse_quiz(reply: str) -> list[tuple[str, str]]:
     return [(q.strip(), a.strip()) for q, a in re.findall(r"^Question: (.+)\nAnswer: (.+)$", reply, flags=re.M)]
 
 
+def _about(rng: random.Random, fact: Fact, split: Split) -> tuple[str, str]:
+    """A question in the words that a model is to write, and its answer."""
+    template, noun = draw_wording(rng, fact.relation, "question", split, plain=True)
+    return fill(template, fact.subject.name, noun=noun), fact.value
+
+
 def question_writing(rng: random.Random, split: Split) -> Example:
-    """Write questions about the text with their answers."""
-    document = _world(rng, split).document()
-    count = rng.choice((1, 1, 2, 3, 4))
-    pairs: dict[str, str] = {}
-    for _ in range(4 * count):
-        if len(pairs) < count:
-            question, answer = ask(rng, document, split, plain=True)
-            pairs.setdefault(question, answer)
-    if len(pairs) == 1:
-        prompt = rng.choice(PROMPTS["write_question"][split])
+    """Write questions about the text with their answers: some, or one about every fact in the order of telling."""
+    document = _read(rng, _world(rng, split).document(), split)
+    if split == "train" and rng.random() < 0.3:
+        pairs = dict(_about(rng, fact, split) for fact in document.facts)
+        prompt = rng.choice(PROMPTS["write_all"][split])
     else:
-        prompt = rng.choice(PROMPTS["write_questions"][split]).format(n=len(pairs))
+        count = rng.choice((1, 1, 2, 3, 4))
+        pairs = {}
+        for _ in range(4 * count):
+            if len(pairs) < count:
+                question, answer = ask(rng, document, split, plain=True)
+                pairs.setdefault(question, answer)
+        form = "write_question" if len(pairs) == 1 else "write_questions"
+        prompt = rng.choice(PROMPTS[form][split]).format(n=len(pairs))
     return Example("question_writing", conversation(document.text, [(prompt, quiz(list(pairs.items())))]), document)
 
 

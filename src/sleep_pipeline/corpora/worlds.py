@@ -33,7 +33,7 @@ _INSTRUMENTS = (
 _COLOURS = (
     "red blue green yellow black white grey brown purple orange pink silver gold crimson turquoise violet beige navy"
 ).split()
-_WRITTEN = 8  # of the wordings of a use, those that a model is taught to write
+_WRITTEN = 16  # of the wordings of a use, those that a model is taught to write
 _POSSESSIVES = {"He": "His", "She": "Her", "It": "Its"}
 _MONTHS = ("January February March April May June July August September October November December").split()
 

@@ -19,12 +19,21 @@ _STATE = "state.json"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: steps done, seconds spent, tokens seen, and the loss of every step in nats a token."""
+    """How far a run is.
+
+    Attributes:
+        step: steps done.
+        seconds: spent, over all sittings.
+        tokens: seen.
+        losses: of every step, in nats a token.
+        machine: what the last sitting computed on and with (`trainer.machine`); empty before the first.
+    """
 
     step: int
     seconds: float
     tokens: int
     losses: list[float]
+    machine: dict[str, str]
 
 
 def save_checkpoint(folder: Path, fingerprint: str, progress: Progress, model: nn.Module, optimizer: MuonAdamW) -> None:
@@ -47,6 +56,7 @@ def save_checkpoint(folder: Path, fingerprint: str, progress: Progress, model: n
         "seconds": progress.seconds,
         "tokens": progress.tokens,
         "losses": progress.losses,
+        "machine": progress.machine,
     }
     with (partial / _STATE).open("w", encoding="utf-8") as file:
         json.dump(state, file)

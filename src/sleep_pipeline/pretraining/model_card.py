@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -50,9 +49,6 @@ def describe_run(
         commit: the code's git commit, if known.
         before: the same of the model that the run started from, if it did not start from random weights.
     """
-    import torch
-    import transformers
-
     from sleep_pipeline.pretraining.trainer import weights_digest
 
     return {
@@ -68,13 +64,8 @@ def describe_run(
         "started_from": before,
         "git_commit": commit,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads"
-        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"),
-        "software": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "machine": progress.machine["machine"],
+        "software": {name: version for name, version in progress.machine.items() if name != "machine"},
     }
 
 

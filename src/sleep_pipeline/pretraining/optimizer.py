@@ -42,8 +42,8 @@ class MuonAdamW:
         yield self._muon, self._settings.muon_lr
         yield self._adamw, self._settings.adamw_lr
 
-    def step(self, step: int) -> float:
-        """Clip, update, clear the gradients; returns the gradient's norm before clipping."""
+    def step(self, step: int) -> torch.Tensor:
+        """Clip, update, clear the gradients; returns the gradient's norm before clipping, a scalar on the device."""
         norm = nn.utils.clip_grad_norm_(self._parameters.values(), self._settings.clip_norm)
         factor = schedule(step, self._steps, self._settings)
         for optimizer, lr in self._optimizers():
@@ -51,7 +51,7 @@ class MuonAdamW:
                 group["lr"] = lr * factor
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return norm
 
     def state(self) -> dict[str, torch.Tensor]:
         """Every tensor of both states under `<parameter>/<name>`."""

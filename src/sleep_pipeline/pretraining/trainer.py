@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import platform
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,10 +104,13 @@ def summed_loss(model: torch.nn.Module, rows: dict[str, torch.Tensor]) -> torch.
 
 def batch_gradient(
     model: torch.nn.Module, batch: Batch, device: torch.device, precision: str, micro_batch_tokens: int
-) -> float:
-    """Accumulate the gradient of a batch's mean loss into the model and return that loss, nats a token."""
+) -> torch.Tensor:
+    """Accumulate the gradient of a batch's mean loss into the model and return that loss, nats a token.
+
+    The loss, a scalar, stays on the device, so that a GPU need not wait for the CPU to look at it.
+    """
     total_weight = sum(float(rows["weights"].sum()) for rows in batch)
-    mean = 0.0
+    mean = torch.zeros((), device=device)
     for rows in batch:
         rows = {name: tensor.to(device, non_blocking=True) for name, tensor in rows.items()}
         count, length = rows["input_ids"].shape
@@ -116,7 +120,7 @@ def batch_gradient(
             with autocast(device, precision):
                 loss = summed_loss(model, part) / total_weight
             loss.backward()
-            mean += float(loss.detach())
+            mean += loss.detach()
     return mean
 
 
@@ -139,6 +143,19 @@ def fingerprint(
     first = before["weights_sha256"] if before else None
     text = json.dumps([chosen, sorted(corpora.items()), first], sort_keys=True) + tokenizer.backend_tokenizer.to_str()
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What a run computes on and with: hardware and versions, in words."""
+    import transformers
+
+    on = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads, no GPU"
+    return {
+        "machine": f"{platform.machine()}, {on}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
 
 
 def pretrain(
@@ -172,41 +189,46 @@ def pretrain(
         model.set_attn_implementation("eager")
     model.to(device).train()
     optimizer = MuonAdamW(model, settings.optimizer, settings.steps)
-    progress = load_checkpoint(checkpoints, run, model, optimizer) or Progress(0, 0.0, 0, [])
+    progress = load_checkpoint(checkpoints, run, model, optimizer) or Progress(0, 0.0, 0, [], {})
     forward: torch.nn.Module = torch.compile(model) if settings.compile else model  # type: ignore[assignment]
     losses, tokens = list(progress.losses), progress.tokens
     started = time.perf_counter() - progress.seconds
     remaining = Subset(batches, range(progress.step, settings.steps))
-    loader = DataLoader(remaining, batch_size=None, num_workers=settings.data_workers)
+    loader = DataLoader(
+        remaining, batch_size=None, num_workers=settings.data_workers, pin_memory=device.type == "cuda"
+    )
     bar = tqdm(loader, "pretrain", settings.steps, initial=progress.step, unit="step", disable=None)
+    unseen: list[torch.Tensor] = []
     for step, batch in enumerate(bar, start=progress.step):
-        value = batch_gradient(forward, batch, device, settings.precision, settings.micro_batch_tokens)
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"the loss is {value} at step {step}; lower optimizer.muon_lr={settings.optimizer.muon_lr} or "
-                f"optimizer.adamw_lr={settings.optimizer.adamw_lr}; the last checkpoint in {checkpoints} is intact"
-            )
+        unseen.append(batch_gradient(forward, batch, device, settings.precision, settings.micro_batch_tokens))
         norm = optimizer.step(step)
-        losses.append(value)
         tokens += sum(rows["input_ids"].numel() for rows in batch)
         done = step + 1
-        seconds = time.perf_counter() - started
-        if done % _LOG_EVERY == 0 or done == settings.steps:
+        saving = done % settings.checkpoint_every == 0 or done == settings.steps
+        if saving or done % _LOG_EVERY == 0:
+            losses += torch.stack(unseen).tolist()
+            unseen = []
+            if not all(math.isfinite(value) for value in losses[-_LOG_EVERY:]):
+                raise FloatingPointError(
+                    f"the loss is {losses[-1]} at step {step}; lower optimizer.muon_lr={settings.optimizer.muon_lr} or "
+                    f"optimizer.adamw_lr={settings.optimizer.adamw_lr}; the last checkpoint in {checkpoints} is intact"
+                )
             recent = losses[-_LOG_EVERY:]
             mean = sum(recent) / len(recent)
+            seconds = time.perf_counter() - started
             rate = tokens / seconds
             bar.set_postfix_str(f"loss {mean:.3f}, {rate:,.0f} tokens/s")
             sink.log_metrics(
                 {
                     "pretrain/loss": mean,
-                    "pretrain/gradient_norm": norm,
+                    "pretrain/gradient_norm": float(norm),
                     "pretrain/learning_rate_factor": schedule(step, settings.steps, settings.optimizer),
                     "pretrain/tokens_per_second": rate,
                 },
                 step=done,
             )
-        if done % settings.checkpoint_every == 0 or done == settings.steps:
-            progress = Progress(done, seconds, tokens, losses)
+        if saving:
+            progress = Progress(done, seconds, tokens, losses, machine(device))
             save_checkpoint(checkpoints, run, progress, model, optimizer)
     model.to("cpu").eval()
     return progress
