@@ -122,6 +122,33 @@ def _vary_words(rng: random.Random, template: str) -> str:
     )
 
 
+@lru_cache(maxsize=1)
+def _all_words() -> tuple[str, ...]:
+    """Every lower-case word of the wordings that training reads, as often as it occurs."""
+    words = phrasings()
+    wordings = [
+        template
+        for relation in words.relations.values()
+        for use in ("statements", "questions")
+        for template in relation.templates(use, "train")
+    ]
+    return tuple(word for wording in wordings for word in wording.split() if word.isalpha() and word.islower())
+
+
+def _blur(rng: random.Random, template: str) -> str:
+    """A template of which, three times in ten, one or two words are lost or put for others.
+
+    A reader that has to make sense of it leans on all that a wording offers, not on one wording by heart.
+    """
+    if rng.random() >= 0.3:
+        return template
+    words = template.split(" ")
+    places = [place for place, word in enumerate(words) if word.isalpha() and place]
+    for place in rng.sample(places, min(len(places) // 3, rng.choice((1, 2)))):
+        words[place] = rng.choice(_all_words()) if rng.random() < 0.7 else ""
+    return " ".join(word for word in words if word)
+
+
 @dataclass(frozen=True)
 class Entity:
     """Something that facts are told of. `name` is unique in its document."""
@@ -179,7 +206,7 @@ def draw_statement(rng: random.Random, relation: Relation, split: Split) -> tupl
     """(template, noun) of a statement to be read: in training its words vary and it may end in an aside."""
     template, noun = draw_wording(rng, relation, "statement", split)
     if split == "train":
-        template = _vary_words(rng, template)
+        template = _blur(rng, _vary_words(rng, template))
         if rng.random() < 0.1 and template.endswith("."):
             template = template[:-1] + rng.choice(phrasings().tails) + "."
     return template, noun
@@ -193,7 +220,7 @@ def draw_question(rng: random.Random, relation: Relation, split: Split) -> tuple
         return template, noun
     if rng.random() < 0.25:
         template, noun = rng.choice(words.asks).replace("{c}", rng.choice(relation.templates("clauses", split))), ""
-    return polite(rng, _vary_words(rng, template)), noun
+    return polite(rng, _blur(rng, _vary_words(rng, template))), noun
 
 
 def polite(rng: random.Random, question: str) -> str:

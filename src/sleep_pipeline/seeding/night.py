@@ -12,7 +12,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,12 +124,14 @@ def gather(
     """
     replay = settings.replay
     clock = _Clock()
-    with clock("sampling"):
+    teacher = nullcontext if settings.teacher.experts else base_view
+    with clock("sampling"), teacher(model):
         data = sample_teacher(model, tokenizer, contexts, settings.teacher, seed, progress)
-    with clock("beliefs"):
+    with clock("beliefs"), teacher(model):
         lessons = read_beliefs(model, tokenizer, contexts, data.samples, settings.teacher.top_k)
     open_book: list[Lesson] = []
-    with clock("open book"):
+    reader = base_view if replay.base_reader else nullcontext
+    with clock("open book"), reader(model):
         if replay.open_book_documents and replay.open_book_rows:
             documents = self_made_documents(
                 model, tokenizer, replay.open_book_documents, replay.document_tokens, 1000 * seed + 17

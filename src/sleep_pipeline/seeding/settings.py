@@ -29,6 +29,8 @@ class ReplaySettings(_Settings):
         document_tokens: where such a document is cut, and dropped.
         free_texts: texts that the model begins of itself every night, to go on speaking as it does; 0 for none.
         free_text_tokens: of each.
+        base_reader: whether documents, what is said about them, and free texts come from the model without its experts,
+            so that what one night does to its reading is not the measure of the next.
     """
 
     stored_rows: NonNegativeInt = 64
@@ -40,6 +42,7 @@ class ReplaySettings(_Settings):
     document_tokens: PositiveInt = 160
     free_texts: NonNegativeInt = 48
     free_text_tokens: PositiveInt = 64
+    base_reader: bool = True
 
 
 class OptimizerSettings(_Settings):
