@@ -105,6 +105,15 @@ def _topics() -> dict[str, Any]:
     return topics
 
 
+@lru_cache(maxsize=1)
+def _any_words() -> tuple[str, ...]:
+    """The words of all subjects and sentences that training knows."""
+    table = _topics()
+    banks = [word for bank in table["subjects"]["train"].values() for words in bank.values() for word in words]
+    carriers = [word for carrier in table["carriers"]["train"] for word in carrier.split() if word.isalpha()]
+    return tuple(sorted({*banks, *carriers, *table["subjects"]["train"]}))
+
+
 _CLASSIFY_FORMS: dict[Split, tuple[tuple[str, str, str], ...]] = {
     "train": (
         ("", "{u} -> {y}", "{u} ->"),
@@ -136,15 +145,18 @@ def classification(
     A query shares a content word with at least one example of its class and none with the other classes' examples.
     In a third of the tasks the labels are invented words, so that the sense of a label is of no help. In training, a
     third of the tasks have invented content words and a third have words that belong to other subjects, so that
-    nothing but the examples is of help.
+    nothing but the examples is of help; and every other sentence has some of its other words put for any words, so that
+    what is no label is known by its place rather than by heart.
     """
     table = _topics()
     classes = classes or rng.randint(2, 6)
     shots = shots or rng.randint(1, 4)
     subjects = rng.sample(sorted(table["subjects"][split]), classes)
     names = _names(rng, split)
-    invented = rng.random() < 1 / 3
-    labels = {subject: names.word() if invented else subject for subject in subjects}
+    kind = rng.random()
+    labels = {subject: names.word() if kind < 1 / 3 else subject for subject in subjects}
+    if split == "train" and kind > 2 / 3:
+        labels = dict(zip(subjects, rng.sample(_any_words(), classes), strict=True))
     banks = {subject: table["subjects"][split][subject] for subject in subjects}
     strange = rng.random() if split == "train" else 1.0
     if strange < 1 / 3:
@@ -160,6 +172,10 @@ def classification(
     def utter(subject: str, words: list[str] | None = None) -> tuple[str, set[str]]:
         bank = banks[subject]
         carrier = rng.choice(table["carriers"][split])
+        if split == "train" and rng.random() < 0.5:
+            carrier = " ".join(
+                word if "{" in word or rng.random() < 0.6 else rng.choice(_any_words()) for word in carrier.split()
+            )
         things = rng.sample([w for w in bank["see"] if words is None or w in words] or bank["see"], 1)
         things += rng.sample([w for w in bank["see"] if w not in things], 1)
         verb = rng.choice(bank["do"])

@@ -138,7 +138,15 @@ def fingerprint(
         tokenizer: of the model.
         before: the record that `continued_model` returns, where the run starts from a model.
     """
-    beside_the_point = {"corpora", "checkpoint_every", "data_workers", "evaluation_examples", "threads", "start_from"}
+    beside_the_point = {
+        "corpora",
+        "checkpoint_every",
+        "data_workers",
+        "device",
+        "evaluation_examples",
+        "threads",
+        "start_from",
+    }
     chosen = settings.model_dump(exclude=beside_the_point)
     first = before["weights_sha256"] if before else None
     text = json.dumps([chosen, sorted(corpora.items()), first], sort_keys=True) + tokenizer.backend_tokenizer.to_str()
@@ -194,9 +202,7 @@ def pretrain(
     losses, tokens = list(progress.losses), progress.tokens
     started = time.perf_counter() - progress.seconds
     remaining = Subset(batches, range(progress.step, settings.steps))
-    loader = DataLoader(
-        remaining, batch_size=None, num_workers=settings.data_workers, pin_memory=device.type == "cuda"
-    )
+    loader = DataLoader(remaining, batch_size=None, num_workers=settings.data_workers, pin_memory=device.type == "cuda")
     bar = tqdm(loader, "pretrain", settings.steps, initial=progress.step, unit="step", disable=None)
     unseen: list[torch.Tensor] = []
     for step, batch in enumerate(bar, start=progress.step):
