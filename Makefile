@@ -54,7 +54,7 @@ format: setup  ## Format the code and fix what can be fixed.
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 
-embedded: setup  ## Train the language model that ships, an hour or so on two cores, and put it into the package.
+embedded: setup  ## Train the language model that ships, minutes on a GPU, and put it into the package.
 	$(BIN)/kedro run --pipelines=pretrain --env=shipped
 	rm -rf src/sleep_pipeline/embedded
 	cp -r data/06_models/pretrain/model src/sleep_pipeline/embedded

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from kedro.config import OmegaConfigLoader
 
+from sleep_pipeline.language_model import embedded_path
 from sleep_pipeline.pipelines.pretrain.nodes import plot_losses, train_vocabulary, write_model_card
 from sleep_pipeline.pretraining.settings import PretrainSettings
 from sleep_pipeline.settings import CONFIG_LOADER_ARGS
@@ -19,10 +20,13 @@ def test_the_file_of_settings_says_what_the_defaults_are(project_root: Path) -> 
     assert _settings(project_root, "base") == PretrainSettings()
 
 
-def test_the_shipped_model_differs_from_the_defaults_in_its_corpora_alone(project_root: Path) -> None:
-    shipped = _settings(project_root, "shipped")
+def test_the_shipped_model_has_the_shape_of_the_defaults_and_more_to_read(project_root: Path) -> None:
+    shipped, base = _settings(project_root, "shipped"), _settings(project_root, "base")
     assert shipped.corpora
-    assert shipped.model_copy(update={"corpora": []}) == PretrainSettings()
+    assert shipped.steps * shipped.batch_tokens > 10 * base.steps * base.batch_tokens
+    made = json.loads((embedded_path() / "manifest.json").read_text(encoding="utf-8"))
+    assert shipped.architecture == base.architecture
+    assert made["settings"]["architecture"] == base.architecture.model_dump()
 
 
 def test_the_smoke_budget_is_a_smaller_model_in_a_folder_of_its_own(project_root: Path) -> None:

@@ -48,8 +48,8 @@ class TeacherPrompt(_Settings):
 
 def _default_prompts() -> list[TeacherPrompt]:
     return [
-        TeacherPrompt(kind="questions", ask="Write 4 questions about the text and answer them.", share=3),
-        TeacherPrompt(kind="question", ask="Write a question about the text and answer it.", share=3),
+        TeacherPrompt(kind="everything", ask="Ask about everything that the text tells, and answer.", share=4),
+        TeacherPrompt(kind="questions", ask="Write 4 questions about the text and answer them.", share=2),
     ]
 
 
