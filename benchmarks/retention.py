@@ -89,8 +89,8 @@ def ask(model: Any, tokenizer: Any, day: Day, open_book: bool) -> list[int]:
 
 
 def memory(nights: int, router: str = "sigmoid", rank: int = 32) -> ContinuumMemoryConfig:
-    """One level with a slot a night."""
-    return ContinuumMemoryConfig(levels=[LevelConfig(num_slots=nights, rank=rank, router=router)])
+    """One level with a slot a night, and the one that stays free for merging."""
+    return ContinuumMemoryConfig(levels=[LevelConfig(num_slots=nights + 1, rank=rank, router=router)])
 
 
 Maker = Callable[[Any, Any, SeedingSettings, int, int], Learner]

@@ -142,7 +142,7 @@ def _earlier(manifest: dict[str, Any]) -> str:
         return f"It went on from a model whose making is not recorded (weights `{digest}`). Then:\n\n"
     weights = ", ".join(f"{name} {share:g}" for name, share in before["settings"]["mixture"]["weights"].items())
     return (
-        f"{_earlier(before)}First {before['tokens']:,} tokens in {before['settings']['steps']} steps, seed\n"
+        f"{_earlier(before)}{'Next' if before.get('started_from') else 'First'} {before['tokens']:,} tokens in {before['settings']['steps']} steps, seed\n"
         f"{before['settings']['seed']}, {before['seconds'] // 60} minutes on {before['machine']}, finished\n"
         f"{before['finished']}, commit `{before['git_commit']}` (weights `{digest}`), with the shares\n"
         f"{weights}. Then:\n\n"

@@ -60,8 +60,8 @@ class OptimizerSettings(_Settings):
         checkpoint_every: steps after which a killed run goes on; 0 never saves.
     """
 
-    steps: PositiveInt = 200
-    learning_rate: PositiveFloat = 3e-3
+    steps: PositiveInt = 120
+    learning_rate: PositiveFloat = 5e-3
     warmup_share: float = Field(0.05, ge=0, le=1)
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = Field(0.0, ge=0)
