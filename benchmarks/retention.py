@@ -4,6 +4,8 @@
     python benchmarks/retention.py --methods all --json build/retention.json        # every rival, hours on two cores
     python benchmarks/retention.py --quick                                          # under a minute: two short nights
 
+The file is written after every life, and lives that stand in it are not lived again: a table may take several sittings.
+
 Every night brings 8 made-up documents of 4 facts each, in wordings that the model was not pretrained on. After a night
 every earlier night's questions are asked without the documents, in held-out wordings; an answer is right if it is the
 fact's value, letter for letter. Recall is relative to what the base model answers with the documents before it.
@@ -22,6 +24,7 @@ import json
 import platform
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,6 +43,7 @@ from sleep_pipeline.evaluation.retention import Retention
 from sleep_pipeline.generation.replies import greedy_replies
 from sleep_pipeline.hardware import keep_freed_memory
 from sleep_pipeline.memory import ContinuumMemoryConfig, LevelConfig
+from sleep_pipeline.memory.digest import base_digest
 from sleep_pipeline.seeding.settings import SeedingSettings
 
 DOCUMENTS, FACTS = 8, 4
@@ -160,6 +164,16 @@ class Life:
     stored: int
     details: list[dict[str, float]]
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the whole in JSON's types."""
+        own = {name: getattr(self, name) for name in ("reading", "invented", "seconds", "stored", "details")}
+        return {"retention": self.retention.to_json(), **own}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Life:
+        """Take back what `to_json` gave."""
+        return cls(**{**record, "retention": Retention.from_json(record["retention"])})
+
 
 def run(method: Maker, settings: SeedingSettings, nights: int, seed: int, documents: int, say: bool) -> Life:
     """Live through all nights, asking everything after each."""
@@ -255,46 +269,59 @@ def main() -> None:
                 {"rows": 16, "replay": {"stored_rows": 16, "open_book_documents": 4}, "optimizer": {"steps": 40}},
             )
         )
+    protocol = {
+        "command": "python benchmarks/retention.py",
+        "nights": nights,
+        "documents": documents,
+        "facts": FACTS,
+        "interval": "least and greatest of the seeds",
+        "settings": settings.model_dump(by_alias=True, mode="json"),
+        "model": base_digest(load_model()[0]),
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+    }
+    lives = earlier(arguments.json, protocol)
+    for seed in seeds:
+        for name in names:
+            mine = lives.setdefault(name, {})
+            if str(seed) not in mine:
+                print(f"{name}, seed {seed}", flush=True)
+                mine[str(seed)] = run(METHODS[name], settings, nights, seed, documents, say=True).to_json()
+                write(arguments.json, protocol, lives)
+    found = write(arguments.json, protocol, lives)
+    for key, figure in found.items():
+        low, high = figure["interval"]
+        print(f"{key}: {figure['value']:.3f} [{low:.3f}, {high:.3f}] {figure['unit']}")
+
+
+def earlier(path: Path | None, protocol: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The lives that stand in a file already, by method and seed; they are not lived again.
+
+    Raises:
+        SystemExit: they were lived by another protocol.
+    """
+    if path is None or not path.exists():
+        return {}
+    record = json.loads(path.read_text(encoding="utf-8"))
+    what = ("nights", "documents", "facts", "settings", "model")
+    other = [name for name in what if record["protocol"].get(name) != json.loads(json.dumps(protocol[name]))]
+    if other:
+        sys.exit(f"{path} holds lives of other {', '.join(other)}; write to another file, or delete that one")
+    lives: dict[str, dict[str, Any]] = record["lives"]
+    return lives
+
+
+def write(path: Path | None, protocol: dict[str, Any], lives: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """All figures, which go into the file with what they come from."""
     found: dict[str, Any] = {}
-    matrices: dict[str, Any] = {}
-    for name in names:
-        lives = []
-        for seed in seeds:
-            print(f"{name}, seed {seed}", flush=True)
-            lives.append(run(METHODS[name], settings, nights, seed, documents, say=True))
-        found |= figures(name, lives)
-        matrices[name] = [
-            {
-                "retention": life.retention.to_json(),
-                "reading": life.reading,
-                "seconds": life.seconds,
-                "details": life.details,
-            }
-            for life in lives
-        ]
-        for key, figure in found.items():
-            if key.startswith(f"{name}."):
-                low, high = figure["interval"]
-                print(f"  {key}: {figure['value']:.3f} [{low:.3f}, {high:.3f}] {figure['unit']}", flush=True)
-        if arguments.json:
-            arguments.json.parent.mkdir(parents=True, exist_ok=True)
-            record = {
-                "figures": found,
-                "protocol": {
-                    "command": "python benchmarks/retention.py",
-                    "nights": nights,
-                    "documents": documents,
-                    "facts": FACTS,
-                    "seeds": seeds,
-                    "interval": "least and greatest of the seeds",
-                    "settings": settings.model_dump(by_alias=True, mode="json"),
-                    "threads": torch.get_num_threads(),
-                    "machine": platform.machine(),
-                    "torch": torch.__version__,
-                },
-                "lives": matrices,
-            }
-            arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+    for name, mine in lives.items():
+        found |= figures(name, [Life.from_json(life) for life in mine.values()])
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record = {"figures": found, "protocol": protocol, "lives": lives}
+        path.write_text(json.dumps(record, separators=(",", ":")) + "\n", encoding="utf-8")
+    return found
 
 
 if __name__ == "__main__":
