@@ -142,7 +142,22 @@ def test_work_is_counted_from_contexts_and_settings(project: Path) -> None:
     night(project, 1, 1.0)
     collected(project, 2)
     work = {(item["node"], item["what"]): item["amount"] for item in planned()["work"]}
-    assert work["train_expert_node", "rows trained on"] == 200 * (48 + 64 + 12), "earlier nights are replayed"
+    assert work["train_expert_node", "rows trained on"] == 120 * (48 + 64 + 12), "earlier nights are replayed"
+
+
+def test_rounds_of_rest_em_are_counted_in_place_of_the_nights_own_dreams(project: Path) -> None:
+    collected(project)
+    plain, rounds = (
+        {item["what"]: item["amount"] for item in planned(*extra)["work"] if item["node"] == "dream_night_node"}
+        for extra in ((), ("--params=dreaming.rest_em.rounds=2",))
+    )
+    assert plain == {"tokens dreamt": 2 * 6 * 160, "copies trained": 2 * 6 * 3}
+    dreams = (2 * 1 + 3 * 1) * 6
+    assert rounds == {
+        "tokens dreamt": dreams * 160,
+        "copies trained": dreams * 3,
+        "dreams that the dreamer is trained on": 2 * 40 * 8,
+    }
 
 
 def test_the_time_is_that_of_the_last_three_nights(project: Path) -> None:

@@ -98,6 +98,32 @@ class StorePart:
         self.store.save(Path(save_directory) / REPLAY)
 
 
+def open_base(name: str, machine: MachineSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a base model onto a machine, without a memory.
+
+    Args:
+        name: "embedded", a folder, or a name on the hub.
+        machine: where to compute.
+
+    Raises:
+        ModelLoadError: it cannot be had.
+    """
+    import torch
+
+    if machine.threads is not None:
+        torch.set_num_threads(machine.threads)
+    device = pick_device(machine.device)
+    base, tokenizer = load_model(name, dtype=machine.dtype, trust_remote_code=machine.trust_remote_code)
+    attention = machine.attention
+    if device.type == "cpu":
+        keep_freed_memory()
+        attention = "eager" if attention == "auto" else attention
+    if attention != "auto":
+        base.set_attn_implementation(attention)
+    base.to(device)
+    return base, tokenizer
+
+
 def open_model(
     name: str, machine: MachineSettings, memory: MemorySettings, replay: ReplaySettings, checkpoint: Path | None
 ) -> NightModel:
@@ -114,23 +140,12 @@ def open_model(
         ModelLoadError: the base model cannot be had.
         ValueError: the checkpoint has a memory with other levels, or belongs to another base model.
     """
-    import torch
     from peft import PeftModel, get_peft_model
 
     from sleep_pipeline.memory import state_of
     from sleep_pipeline.seeding.replay import ReplayStore
 
-    if machine.threads is not None:
-        torch.set_num_threads(machine.threads)
-    device = pick_device(machine.device)
-    base, tokenizer = load_model(name, dtype=machine.dtype, trust_remote_code=machine.trust_remote_code)
-    attention = machine.attention
-    if device.type == "cpu":
-        keep_freed_memory()
-        attention = "eager" if attention == "auto" else attention
-    if attention != "auto":
-        base.set_attn_implementation(attention)
-    base.to(device)
+    base, tokenizer = open_base(name, machine)
     model: Any
     if checkpoint is None:
         model = get_peft_model(base, memory.config())

@@ -145,7 +145,10 @@ def _all_work(settings: Settings, contexts: Sequence[int], has_parent: bool, ear
 
 
 def _dreaming(settings: DreamingSettings, contexts: int) -> Iterator[Work]:
-    node, dreams, scores = "dream_night_node", settings.dreams, settings.scores
+    node, dreams, scores, rest_em = "dream_night_node", settings.dreams, settings.scores, settings.rest_em
+    if rest_em.rounds and contexts > 1:
+        yield from _rounds(settings, contexts)
+        return
     yield Work(
         node,
         "tokens dreamt",
@@ -161,6 +164,35 @@ def _dreaming(settings: DreamingSettings, contexts: int) -> Iterator[Work]:
         tried * settings.rewards.seeds,
         True,
         f"{tried} dreams x {settings.rewards.seeds} seeds, {settings.trials.steps} steps each",
+    )
+
+
+def _rounds(settings: DreamingSettings, contexts: int) -> Iterator[Work]:
+    """What ReST-EM dreams and tries, which is all that such a night does."""
+    node, dreams, rest_em = "dream_night_node", settings.dreams, settings.rest_em
+    train, held_out = rest_em.split(contexts)
+    told = rest_em.rounds * train + (rest_em.rounds + 1) * held_out
+    times = f"{rest_em.rounds} rounds of {train} contexts, and {held_out} held-out ones before and after each"
+    yield Work(
+        node,
+        "tokens dreamt",
+        told * dreams.dreams * dreams.max_new_tokens,
+        True,
+        f"({times}) x {dreams.dreams} dreams x {dreams.max_new_tokens} tokens",
+    )
+    yield Work(
+        node,
+        "copies trained",
+        told * dreams.dreams * settings.rewards.seeds,
+        True,
+        f"({times}) x {dreams.dreams} dreams x {settings.rewards.seeds} seeds, {settings.trials.steps} steps each",
+    )
+    yield Work(
+        node,
+        "dreams that the dreamer is trained on",
+        rest_em.rounds * rest_em.steps * rest_em.rows,
+        True,
+        f"{rest_em.rounds} rounds x {rest_em.steps} steps x {rest_em.rows} dreams",
     )
 
 

@@ -72,13 +72,15 @@ class World:
         self.seeds: list[int] = []
         monkeypatch.setattr(module, "sample_dreams", self.sample)
 
-    def sample(self, dreamer: Any, tokenizer: Any, contexts: Sequence[str], settings: Any, seed: int) -> DreamData:
+    def sample(
+        self, dreamer: Any, tokenizer: Any, contexts: Sequence[str], settings: Any, seed: int, older: Sequence[str]
+    ) -> DreamData:
         self.weights.append(own(dreamer))
         self.seeds.append(seed)
         values = self.rewards[RAIN in contexts][0]
         return DreamData([dreamt(f"Osk {at}") for at in range(len(values))], Counter(), len(values) + 1)
 
-    def reward(self, contexts: Sequence[str], dreams: Sequence[DreamText], seed: int) -> list[float]:
+    def reward(self, contexts: Sequence[str], data: DreamData, seed: int) -> list[float]:
         return self.rewards[RAIN in contexts].pop(0)
 
 
@@ -101,6 +103,8 @@ def test_a_round_that_lowers_the_held_out_reward_is_taken_back(
     assert [(done.rewarded, done.kept) for done in report.rounds] == [(1, True), (2, False)]
     assert [done.held_out for done in report.rounds] == pytest.approx([2 / 3, 0])
     assert report.after == pytest.approx(2 / 3)
+    assert (report.dropped, report.idle) == (1, 0)
+    assert "33% helped before and 67% after" in report.summary()
     start, _, first, before_second, second = world.weights
     assert same(own(pair[1]), first) and same(first, before_second)
     assert not same(first, start) and not same(second, first)
@@ -140,6 +144,8 @@ def test_a_round_without_a_rewarded_dream_changes_nothing(
     report = run(World(monkeypatch, [[0, 0], []], [[1, 0]]), SETTINGS)
     assert [(done.rewarded, done.kept, done.losses) for done in report.rounds] == [(0, False, ())] * 2
     assert report.after == report.before
+    assert (report.dropped, report.idle) == (0, 2)
+    assert "2 without a dream that helped, 0 dropped by the guard" in report.summary()
     assert same(before, own(pair[1]))
 
 
@@ -157,12 +163,13 @@ def test_trials_judge_every_dream_without_the_dreamers_adapter(pair: tuple[Any, 
     wrong = DreamText(0, "quiz", MIRA, "Quiz", "", (("Why?", "Seven brown hats"),))
     inns = DreamText(1, "quiz", OSK, "Quiz", "", (("How many inns?", "There are 12"),))
     reward = trial_reward(model, dreamer, tiny_tokenizer, probes, settings)
-    found = reward([MIRA, OSK], [right, wrong, inns], 0)
+    dreams = DreamData([right, wrong, inns])
+    found = reward([MIRA, OSK], dreams, 0)
     assert found == [1.0, 0.0, 1.0]
     state = copy.deepcopy(own(dreamer))
     with torch.no_grad():
         for name, weight in dreamer.named_parameters():
             if "lora_" in name:
                 weight.normal_()
-    assert reward([MIRA, OSK], [right, wrong, inns], 0) == found
+    assert reward([MIRA, OSK], dreams, 0) == found
     assert not same(state, own(dreamer))

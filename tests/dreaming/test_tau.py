@@ -21,7 +21,7 @@ MEASURES = {
     "exact": TauSettings(kind="questions", rows_at_once=4),
     "normalised": TauSettings(kind="questions", match="normalised", rows_at_once=4),
 }
-TRIALS = TrialSettings(steps=60, lr=0.02)
+TRIALS = TrialSettings(steps=150, lr=0.02)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sleep_pipeline.evaluation.statistics import auroc, mean_interval, paired_difference
+from sleep_pipeline.evaluation.statistics import auroc, mean_interval, paired_difference, seeds_and_questions
 
 
 def test_exact_matches_get_wilsons_interval() -> None:
@@ -71,3 +71,30 @@ def test_auroc_counts_pairs_and_halves_ties() -> None:
     assert auroc([0.0], [1.0]) == 0.0
     with pytest.raises(ValueError, match="got 0 above and 1 below"):
         auroc([], [1.0])
+
+
+def test_seeds_and_questions_are_both_drawn() -> None:
+    alike = [{"a": "1100", "b": "10"}] * 2
+    apart = [{"a": "1111", "b": "11"}, {"a": "0000", "b": "00"}]
+    assert seeds_and_questions(alike).value == seeds_and_questions(apart).value == 0.5
+    certain = seeds_and_questions(apart)
+    assert (certain.low, certain.high) == (0.0, 1.0), "every seed is sure, and they disagree"
+    assert 0.0 < seeds_and_questions(alike).low < 0.5 < seeds_and_questions(alike).high < 1.0
+
+
+def test_a_question_that_is_asked_again_is_no_other_question() -> None:
+    once = seeds_and_questions([{"a": "1" * 20 + "0" * 20}])
+    thrice = seeds_and_questions([{"a": "1" * 20 + "0" * 20}] * 3)
+    assert thrice.high - thrice.low == pytest.approx(once.high - once.low, abs=0.02)
+    assert (once.high - once.low) == pytest.approx(2 * 1.96 * np.sqrt(0.25 / 40), rel=0.1)
+
+
+def test_seeds_may_have_other_classes() -> None:
+    estimate = seeds_and_questions([{"a": "11"}, {"b": "00"}])
+    assert (estimate.value, estimate.samples) == (0.5, 4)
+
+
+@pytest.mark.parametrize("right", [[], [{}], [{"a": ""}], [{"a": "1"}, {"a": "11"}]])
+def test_seeds_without_answers_or_with_other_questions_are_refused(right: list[dict[str, str]]) -> None:
+    with pytest.raises(ValueError, match=r"questions|no answer"):
+        seeds_and_questions(right)

@@ -96,6 +96,22 @@ def test_a_night_that_was_killed_goes_on_and_ends_as_if_nothing_had_happened(
     assert list(NightRegistry(whole / "data/06_models/smoke").nights()) == [1, 2]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_night_with_a_round_of_rest_em_tells_of_it_and_keeps_the_dreamer_if_it_got_better(
+    project_root: Path, tmp_path: Path
+) -> None:
+    folder = project(project_root, tmp_path)
+    result = night(folder, "--params=machine.threads=1,dreaming.rest_em.rounds=1,dreaming.rest_em.steps=2")
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    reports = folder / "data/08_reporting/smoke/night_001"
+    rounds = json.loads((reports / "dreamt.json").read_text(encoding="utf-8"))["rest_em"]
+    assert rounds["rounds"] == 1
+    assert rounds["says"] in (reports / "report.html").read_text(encoding="utf-8")
+    manifest = json.loads((folder / "data/06_models/smoke/night_001/manifest.json").read_text(encoding="utf-8"))
+    assert ("dreamer" in manifest) == (rounds["idle"] + rounds["dropped"] == 0)
+
+
 def test_the_files_of_settings_say_what_the_defaults_are(project_root: Path) -> None:
     from kedro.config import OmegaConfigLoader
 

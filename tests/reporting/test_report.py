@@ -64,6 +64,7 @@ def hostile(report: NightReport, text: str, changed: Callable[..., NightReport])
         learned=[example] * 12,
         forgotten=[example],
         dreams=[DreamSample(text, text, 0.1, 1.0)],
+        dreamer=text,
         memories=Memories(3, 1, 1, {text: 2}, {text: 1}),
         phases={text: 1.0},
         levels=[[{"state": "active", "night": 7, "origin": text, "unlocks": 1}]],
@@ -87,6 +88,16 @@ def test_the_report_is_a_well_formed_page_with_every_section(report: NightReport
     ):
         assert heading in page.texts
     assert page.tags.count("svg") == 4
+
+
+def test_the_dreamers_training_is_told_with_and_without_a_dream_that_helped(
+    changed: Callable[..., NightReport],
+) -> None:
+    says = "2 rounds of ReST-EM, 1 dropped by the guard"
+    for dreams in ([], [DreamSample("rewrite", "A dream.", 0.1, 1.0)]):
+        page = Page(render(changed(dreamer=says, dreams=dreams)))
+        assert "Dreams that helped" in page.texts and says in page.texts
+    assert "Dreams that helped" not in Page(render(changed(dreams=[]))).texts
 
 
 def test_nothing_is_loaded_and_nothing_runs(report: NightReport) -> None:

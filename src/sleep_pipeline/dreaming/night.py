@@ -4,7 +4,8 @@
     print(report.summary())
     sources, samples = report.lessons()  # for `seeding.lessons.read_beliefs` and the seeding trainer
 
-Nothing of the model changes. What is rewarded is distilled by the caller, and `rest_em` improves the dreamer with it.
+Nothing of the model changes. What is rewarded is distilled by the caller; `dreamer` dreams a night that improves the
+dreamer, too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from sleep_pipeline.memory.blocks import text_config
 from sleep_pipeline.seeding.teacher import TeacherSample
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -148,12 +150,12 @@ def dream_night(
     seed: int = 0,
     older: Sequence[str] = (),
     progress: bool = False,
+    dreamer: PeftModel | None = None,
 ) -> DreamReport:
     """Dream of each context and find out on isolated copies which dreams help.
 
     Args:
-        model: a causal LM, in the view that it is in. The dreamer's adapter, if there is one, must be on while it
-            dreams and off in the trials: use `judge_dreams` with dreams of your own sampling.
+        model: a causal LM, in the view that it is in.
         tokenizer: with a chat template.
         contexts: texts that fit into the model's window with a dream.
         probes: questions about the contexts that no dream may be trained on, at least one.
@@ -161,6 +163,7 @@ def dream_night(
         seed: the same seed gives the same night.
         older: texts of earlier nights, for dreams that combine.
         progress: whether to show a bar.
+        dreamer: whose adapter, on the same network, is on while it dreams and off in the trials.
 
     Raises:
         ValueError: see `sample_dreams`, `score` and `judge`.
@@ -168,19 +171,20 @@ def dream_night(
     clock: dict[str, float] = {}
     with _timed(clock, "sampling"):
         data = sample_dreams(model, tokenizer, contexts, settings.dreams, seed, older, progress)
-    return judge_dreams(
-        model,
-        tokenizer,
-        contexts,
-        data.dreams,
-        probes,
-        settings,
-        seed,
-        asked=data.asked,
-        dropped=data.dropped,
-        random_experts=data.random_experts,
-        seconds=clock,
-    )
+    with nullcontext() if dreamer is None else dreamer.disable_adapter():
+        return judge_dreams(
+            model,
+            tokenizer,
+            contexts,
+            data.dreams,
+            probes,
+            settings,
+            seed,
+            asked=data.asked,
+            dropped=data.dropped,
+            random_experts=data.random_experts,
+            seconds=clock,
+        )
 
 
 def judge_dreams(

@@ -5,7 +5,7 @@ come more often. Deviation: a round after which dreams of contexts held out of t
 
     dreamer = add_beside(model, LoraConfig(r=8, ...), "dreamer")
     reward = trial_reward(model, dreamer, tokenizer, probes, DreamingSettings())
-    report = rest_em(dreamer, tokenizer, train, held_out, reward, RestEmSettings(), DreamSettings())
+    report = rest_em(dreamer, tokenizer, train, held_out, reward, RestEmSettings(rounds=2), DreamSettings())
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sleep_pipeline.dreaming.dreams import DreamText, sample_dreams
-from sleep_pipeline.dreaming.night import judge_dreams
+from sleep_pipeline.dreaming.dreams import DreamData, DreamText, sample_dreams
+from sleep_pipeline.dreaming.night import DreamReport, judge_dreams
 from sleep_pipeline.dreaming.rows import Row, losses, side_by_side
 from sleep_pipeline.dreaming.settings import DreamingSettings, DreamSettings, RestEmSettings
 from sleep_pipeline.dreaming.tau import Probe
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Reward = Callable[[Sequence[str], Sequence[DreamText], int], Sequence[float]]
+Reward = Callable[[Sequence[str], DreamData, int], Sequence[float]]
 """Contexts, dreams of them and a seed -> the reward of each dream."""
 
 
@@ -72,6 +72,25 @@ class RestEmReport:
         """The same with the dreamer that was kept."""
         return max([self.before, *(done.held_out for done in self.rounds if done.kept)])
 
+    @property
+    def dropped(self) -> int:
+        """Rounds that fine-tuned the dreamer and were taken back, since held-out contexts earned less."""
+        return sum(bool(done.rewarded) and not done.kept for done in self.rounds)
+
+    @property
+    def idle(self) -> int:
+        """Rounds in which no dream was rewarded, so that there was nothing to learn from."""
+        return sum(not done.rewarded for done in self.rounds)
+
+    def summary(self) -> str:
+        """The rounds in a sentence."""
+        ran = f"{len(self.rounds)} round{'' if len(self.rounds) == 1 else 's'} of ReST-EM"
+        idle = f", {self.idle} without a dream that helped" if self.idle else ""
+        return (
+            f"{ran}{idle}, {self.dropped} dropped by the guard: of the dreams about held-out contexts "
+            f"{self.before:.0%} helped before and {self.after:.0%} after."
+        )
+
 
 def rest_em(
     dreamer: PeftModel,
@@ -82,6 +101,7 @@ def rest_em(
     settings: RestEmSettings,
     dreams: DreamSettings,
     seed: int = 0,
+    older: Sequence[str] = (),
 ) -> RestEmReport:
     """Improve the dreamer's adapter; nothing else of the model changes.
 
@@ -90,10 +110,12 @@ def rest_em(
         tokenizer: with a chat template.
         contexts: what is dreamt of for training.
         held_out: what is dreamt of to see whether a round helped; at least one, none of them among `contexts`.
-        reward: see `trial_reward`.
+        reward: see `trial_reward`; asked once for the held-out contexts, and then each round for the others and, where
+            it rewarded any, for the held-out ones again.
         settings: see `RestEmSettings`.
         dreams: how dreams are sampled.
         seed: the same seed gives the same rounds. Held-out contexts are dreamt of with the same noise every time.
+        older: texts of earlier nights, for dreams that combine.
 
     Raises:
         ValueError: there is no held-out context, or one is trained on.
@@ -105,16 +127,16 @@ def rest_em(
         )
 
     def on_held_out() -> float:
-        data = sample_dreams(dreamer, tokenizer, held_out, dreams, 1000 * seed)
-        return sum(reward(held_out, data.dreams, 1000 * seed)) / max(1, data.asked)
+        data = sample_dreams(dreamer, tokenizer, held_out, dreams, 1000 * seed, older)
+        return sum(reward(held_out, data, 1000 * seed)) / max(1, data.asked)
 
     start = best = _snapshot(dreamer)
     before = best_reward = on_held_out()
     rounds = []
     for number in range(1, settings.rounds + 1):
         own = 1000 * seed + number
-        data = sample_dreams(dreamer, tokenizer, contexts, dreams, own)
-        earned = reward(contexts, data.dreams, own)
+        data = sample_dreams(dreamer, tokenizer, contexts, dreams, own, older)
+        earned = reward(contexts, data, own)
         good = [dream for dream, value in zip(data.dreams, earned, strict=True) if value > 0]
         if not good:
             rounds.append(Round(number, data.asked, 0, (), best_reward, False))
@@ -138,6 +160,7 @@ def trial_reward(
     tokenizer: PreTrainedTokenizerBase,
     probes: Mapping[str, Sequence[tuple[str, str]]],
     settings: DreamingSettings,
+    note: Callable[[DreamReport], None] | None = None,
 ) -> Reward:
     """Reward dreams by isolated trials of the model without its dreamer's adapter.
 
@@ -149,15 +172,29 @@ def trial_reward(
         tokenizer: with a chat template.
         probes: by context, questions with answers.
         settings: of scores, trials, measure and rewards.
+        note: told of every report, in order.
     """
 
-    def earned(contexts: Sequence[str], dreams: Sequence[DreamText], seed: int) -> list[float]:
+    def earned(contexts: Sequence[str], data: DreamData, seed: int) -> list[float]:
         asked = [Probe(at, *pair) for at, context in enumerate(contexts) for pair in probes[context]]
-        scores = settings.scores.model_copy(update={"kind": "gradient_norm", "top_k": len(dreams), "each": "night"})
+        scores = settings.scores.model_copy(
+            update={"kind": "gradient_norm", "top_k": len(data.dreams), "each": "night"}
+        )
         with dreamer.disable_adapter():
             report = judge_dreams(
-                model, tokenizer, contexts, dreams, asked, settings.model_copy(update={"scores": scores}), seed
+                model,
+                tokenizer,
+                contexts,
+                data.dreams,
+                asked,
+                settings.model_copy(update={"scores": scores}),
+                seed,
+                asked=data.asked,
+                dropped=data.dropped,
+                random_experts=data.random_experts,
             )
+        if note is not None:
+            note(report)
         return [float(dream.reward or 0) for dream in report.dreams]
 
     return earned

@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 
 from sleep_pipeline.seeding.teacher import TeacherPrompt
 
+DREAMER = "dreamer"
+"""Name of the adapter that dreams."""
+
 
 class TrialSettings(BaseModel):
     """How isolated LoRA trials are trained.
@@ -201,7 +204,14 @@ class RestEmSettings(_Settings):
     """How the dreamer learns from its rewarded dreams (paper.md section 4, step 4).
 
     Attributes:
-        rounds: of dreaming, judging and fine-tuning.
+        rounds: of dreaming, judging and fine-tuning; 0 dreams without a dreamer's adapter. Every round tries every
+            dream, so it takes about as long as a night's dreaming or, where that tries few of many, several times that.
+        rank: of the dreamer's adapter; it cannot be changed while a life has one.
+        alpha: the adapter's product is scaled by `alpha / rank`; kept for life like the rank.
+        targets: suffixes of module names that get an adapter, such as `q_proj`; None for every linear layer inside the
+            decoder layers; kept for life like the rank.
+        held_out: share of the night's contexts that tell whether a round helped and that none is trained on. More
+            tells better and leaves less to learn from.
         steps: of AdamW a round.
         rows: rewarded dreams in a step, drawn without replacement until all have been read.
         lr: of AdamW, falling linearly to zero.
@@ -210,12 +220,37 @@ class RestEmSettings(_Settings):
             near it, instead of the last one.
     """
 
-    rounds: PositiveInt = 2
+    rounds: NonNegativeInt = 0
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 16.0
+    targets: tuple[str, ...] | None = None
+    held_out: float = Field(0.25, gt=0, lt=1)
     steps: PositiveInt = 40
     rows: PositiveInt = 8
     lr: PositiveFloat = 1e-3
     clip_norm: PositiveFloat = 1.0
     restart: bool = True
+
+    def split(self, contexts: int) -> tuple[int, int]:
+        """How many of so many contexts are trained on and how many are held out.
+
+        There is at least one on either side and, from four contexts on, two: with one alone, `rewards.baseline: others`
+        finds no copies that learned of another context.
+
+        Raises:
+            ValueError: there are fewer than two.
+        """
+        if contexts < 2:
+            raise ValueError(f"{contexts} contexts cannot be split; ReST-EM needs 2, one of them held out of training")
+        least = min(2, contexts // 2)
+        held_out = min(max(round(self.held_out * contexts), least), contexts - least)
+        return contexts - held_out, held_out
+
+    @model_validator(mode="after")
+    def _something_to_train(self) -> RestEmSettings:
+        if self.targets is not None and not self.targets:
+            raise ValueError("targets=[] leaves nothing to train; name suffixes such as q_proj, or give null for all")
+        return self
 
 
 class DreamingSettings(_Settings):
@@ -227,6 +262,7 @@ class DreamingSettings(_Settings):
         trials: how a copy learns one: fast, since a copy that has hardly learned tells little of its dream.
         tau: how a copy is measured.
         rewards: when a dream is rewarded.
+        rest_em: how the dreamer gets better at it; off by default.
     """
 
     dreams: DreamSettings = Field(default_factory=DreamSettings)
@@ -234,3 +270,4 @@ class DreamingSettings(_Settings):
     trials: TrialSettings = Field(default_factory=lambda: TrialSettings(lr=5e-3))
     tau: TauSettings = Field(default_factory=TauSettings)
     rewards: RewardSettings = Field(default_factory=RewardSettings)
+    rest_em: RestEmSettings = Field(default_factory=RestEmSettings)

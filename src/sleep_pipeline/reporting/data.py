@@ -104,6 +104,7 @@ class NightReport:
         levels: `SlotTable.to_dict()["levels"]`: for each level, fastest first, its slots.
         dreams: dreams that helped, best first.
         dreams_dreamt: how many there were in all.
+        dreamer: how the dreamer's training went, in a sentence; empty without any.
         memories: what was read.
         phases: phase -> seconds, in order.
     """
@@ -123,5 +124,6 @@ class NightReport:
     levels: Sequence[Sequence[Mapping[str, Any]]] = ()
     dreams: Sequence[DreamSample] = ()
     dreams_dreamt: int = 0
+    dreamer: str = ""
     memories: Memories = field(default_factory=Memories)
     phases: Mapping[str, float] = field(default_factory=dict)

@@ -235,7 +235,7 @@ def _number(value: float | None) -> str:
 
 
 def _dreams(report: NightReport) -> Html | None:
-    if not report.dreams:
+    if not report.dreams and not report.dreamer:
         return None
     rows: list[list[Child]] = [
         [dream.kind, said(dream.text), _number(dream.score), _number(dream.reward)] for dream in report.dreams
@@ -243,7 +243,8 @@ def _dreams(report: NightReport) -> Html | None:
     dreamt = max(report.dreams_dreamt, len(report.dreams))
     words = f"{len(report.dreams)} of {dreamt} dreams made a copy of the model better."
     shown = _folded(rows, lambda part: table(["Kind", "Dream", "Score", "Reward"], part, numbers=(2, 3)), "dreams")
-    return _section("Dreams that helped", element("p", words), shown)
+    dreamer = element("p", report.dreamer) if report.dreamer else None
+    return _section("Dreams that helped", element("p", words), dreamer, shown if rows else None)
 
 
 def _memories(report: NightReport) -> Html:

@@ -1,6 +1,16 @@
+from dataclasses import replace
+
 import pytest
 
-from sleep_pipeline.evaluation.tasks import Example, LabelledData, TaskError, class_stream, declared, in_words
+from sleep_pipeline.evaluation.tasks import (
+    Example,
+    LabelledData,
+    TaskError,
+    class_stream,
+    declared,
+    fewer_questions,
+    in_words,
+)
 from sleep_pipeline.evaluation.tasks.labels import words_of
 
 
@@ -70,3 +80,15 @@ def test_a_class_that_cannot_be_tested_is_refused() -> None:
 def test_a_class_with_one_example_is_a_class() -> None:
     stream = class_stream(made_up(shots=1), seed=0)
     assert [len(task.train) for task in stream.tasks] == [2, 2, 2]
+
+
+def test_fewer_questions_are_as_many_of_each_class_and_the_same_every_time() -> None:
+    asked = tuple(Example(f"{n} asks {label}", f"class {label}") for n in range(4) for label in range(6))
+    data = replace(made_up(), test=asked, out_of_scope=tuple(f"what {n}" for n in range(9)))
+    fewer = fewer_questions(data, 2)
+    assert [sum(one.label == label for one in fewer.test) for label in data.labels] == [2] * 6
+    assert len(fewer.out_of_scope) == 5
+    assert [one for one in data.test if one in fewer.test] == list(fewer.test), "in their order"
+    assert fewer_questions(data, 2) == fewer
+    assert fewer.train == data.train
+    assert fewer_questions(data, 9) == data

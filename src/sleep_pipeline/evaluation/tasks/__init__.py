@@ -9,7 +9,7 @@ from sleep_pipeline.evaluation.tasks.data import Example, LabelledData, Quaranti
 from sleep_pipeline.evaluation.tasks.declaration import TaskDeclaration, declared, task_names
 from sleep_pipeline.evaluation.tasks.labels import in_words
 from sleep_pipeline.evaluation.tasks.loading import load_task
-from sleep_pipeline.evaluation.tasks.streams import ClassStream, ClassTask, class_stream
+from sleep_pipeline.evaluation.tasks.streams import ClassStream, ClassTask, class_stream, fewer_questions
 
 __all__ = [
     "ClassStream",
@@ -21,6 +21,7 @@ __all__ = [
     "TaskError",
     "class_stream",
     "declared",
+    "fewer_questions",
     "in_words",
     "load_task",
     "task_names",

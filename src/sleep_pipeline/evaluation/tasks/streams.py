@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, replace
 
 from sleep_pipeline.evaluation.tasks.data import Example, LabelledData, TaskError
 
@@ -86,3 +88,25 @@ def class_stream(data: LabelledData, seed: int, tasks: int | None = None, classe
         random.Random(f"{declaration.name}/examples/{seed}/{number}").shuffle(parts[0])
         dealt.append(ClassTask(number + 1, labels, *(tuple(part) for part in parts)))
     return ClassStream(declaration.name, declaration.version, seed, tuple(dealt), data.out_of_scope)
+
+
+def fewer_questions(data: LabelledData, per_class: int) -> LabelledData:
+    """The data with at most so many test rows of each class, and as large a share of the out-of-scope texts.
+
+    The same rows every time, so that all methods and seeds speak of the same questions.
+    """
+    name = data.declaration.name
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, one in enumerate(data.test):
+        places[one.label].append(place)
+    kept = set()
+    for label, own in places.items():
+        kept.update(random.Random(f"{name}/questions/{label}").sample(own, min(per_class, len(own))))
+    outside = data.out_of_scope
+    count = math.ceil(len(outside) * len(kept) / len(data.test))
+    chosen = sorted(random.Random(f"{name}/questions").sample(range(len(outside)), count))
+    return replace(
+        data,
+        test=tuple(one for place, one in enumerate(data.test) if place in kept),
+        out_of_scope=tuple(outside[place] for place in chosen),
+    )

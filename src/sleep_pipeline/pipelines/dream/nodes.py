@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sleep_pipeline.dreaming.settings import DreamingSettings
+from sleep_pipeline.datasets import Pretrained
+from sleep_pipeline.dreaming.settings import DREAMER, DreamingSettings
+from sleep_pipeline.night_dreamer import DreamerPart, form_of, kept_dreamer, open_dreamer
 from sleep_pipeline.night_model import MachineSettings, MemorySettings, open_model
 from sleep_pipeline.night_number import folder_of
-from sleep_pipeline.pipelines.seed.nodes import FOR_DREAMS, own_seed
+from sleep_pipeline.pipelines.seed.nodes import FOR_DREAMS, own_seed, parent_checkpoint
 from sleep_pipeline.seeding.settings import SeedingSettings
 from sleep_pipeline.tracking import active_sink
+
+if TYPE_CHECKING:
+    from sleep_pipeline.dreaming.dreamer import ImprovedNight
 
 # Kedro evaluates the annotations of nodes when a command starts, so these stand for types whose import is slow.
 Table = Any  # pandas.DataFrame
@@ -32,16 +37,23 @@ def dream_night(
     random_seed: int,
     models_folder: Path,
     primary_folder: Path,
-) -> tuple[Table, Lessons, dict[str, Any], str]:
+) -> tuple[Table, Lessons, dict[str, Any], str, Pretrained]:
     """Dream of tonight's memories with the expert as it is, and try the dreams on isolated copies.
 
+    With `dreaming.rest_em.rounds` above 0 the dreamer's adapter, as the parent's night left it, takes part and gets
+    better at dreaming. The dreams that its last kept round tried are the night's, so that nothing is dreamt or tried
+    twice (see `dreaming.dreamer.dream_and_improve`).
+
     Returns:
-        Every dream with what became of it; lessons of those that helped; a summary; and a page for people.
+        Every dream with what became of it; lessons of those that helped; a summary; a page for people; and the dreamer
+        for the night's checkpoint, which is the parent's where it did not get better, and nothing where there is none.
     """
     import time
+    from contextlib import nullcontext
 
     import pandas as pd
 
+    from sleep_pipeline.dreaming.dreamer import dream_and_improve
     from sleep_pipeline.dreaming.night import dream_night as dream
     from sleep_pipeline.dreaming.tau import Probe
     from sleep_pipeline.memory import state_of, teacher_view
@@ -50,6 +62,8 @@ def dream_night(
     from sleep_pipeline.validation.rows import validate_rows
 
     began = time.perf_counter()
+    parent = parent_checkpoint(models_folder, night)
+    handed_on = kept_dreamer(parent)
     opened = open_model(model, machine, memory, seeding.replay, seeded_model)
     texts = list(contexts["text"])
     held = teacher_samples[teacher_samples["use"] == FOR_DREAMS].drop_duplicates(["context", "question"])
@@ -59,28 +73,27 @@ def dream_night(
     ]
     if not dreaming.dreams.dreams or not probes or state_of(opened.model).table.sleep is None:
         why = "dreaming is off" if not dreaming.dreams.dreams else "nothing was learned that dreams could be judged by"
-        return _nothing(), {"tonight": []}, {"dreams": 0, "rewarded": 0, "seconds": {}, "says": why}, _page([], night)
+        nothing = {"dreams": 0, "rewarded": 0, "seconds": {}, "says": why}
+        return _nothing(), {"tonight": []}, nothing, _page([], night), _checkpoint(handed_on, night)
     earlier = [number.number for number in NightRegistry(models_folder).lineage()]
     older = [
         text
         for number in earlier
         for text in pd.read_parquet(primary_folder / folder_of(number) / "contexts.parquet")["text"]
     ]
-    report = dream(
-        opened.model,
-        opened.tokenizer,
-        texts,
-        probes,
-        dreaming,
-        own_seed(random_seed, night),
-        older[-_OLDER:],
-        progress=True,
-    )
-    frame = pd.DataFrame(report.records())
+    own = own_seed(random_seed, night)
+    given = (opened.tokenizer, texts, probes, dreaming, own, older[-_OLDER:], True)
+    dreamer = improved = None
+    if dreaming.rest_em.rounds:
+        dreamer = open_dreamer(opened.model, dreaming.rest_em, parent, own)
+        improved = dream_and_improve(opened.model, dreamer, *given)
+    report = improved.report if improved is not None else dream(opened.model, *given)
+    records = report.records()
+    frame = pd.DataFrame(records) if records else _nothing()[["text"]]
     frame.insert(0, "id", [f"{night}-{number}" for number in range(len(frame))])
     checked = validate_rows(frame, "dreams", max_bad_share=0.5)
     sources, samples = report.lessons()
-    with teacher_view(opened.model):
+    with nullcontext() if dreamer is None else dreamer.disable_adapter(), teacher_view(opened.model):
         lessons = read_beliefs(opened.model, opened.tokenizer, sources, samples, seeding.teacher.top_k)
     summary = {
         "dreams": report.asked,
@@ -94,8 +107,39 @@ def dream_night(
         "seconds": {"dreaming": time.perf_counter() - began},
     }
     counts = {name: float(value) for name, value in summary.items() if isinstance(value, int)}
+    part: DreamerPart | None = handed_on
+    if dreamer is not None and improved is not None:
+        rounds = _rounds(improved)
+        summary["rest_em"] = rounds
+        counts |= {f"rest_em/{name}": float(value) for name, value in rounds.items() if name != "says"}
+        if improved.changed:
+            part = DreamerPart(dreamer, form_of(dreaming.rest_em))
     active_sink().log_metrics({f"dream/{name}": value for name, value in counts.items()}, step=night)
-    return checked.good, {"tonight": lessons}, summary, _page(report.records(), night, dreaming.tau.kind == "questions")
+    page = _page(records, night, dreaming.tau.kind == "questions")
+    return checked.good, {"tonight": lessons}, summary, page, _checkpoint(part, night)
+
+
+def _rounds(improved: ImprovedNight) -> dict[str, Any]:
+    """What became of the dreamer, for the summary."""
+    found = improved.rest_em
+    if found is None:
+        return {"rounds": 0, "says": improved.skipped}
+    return {
+        "rounds": len(found.rounds),
+        "before": found.before,
+        "after": found.after,
+        "dropped": found.dropped,
+        "idle": found.idle,
+        "trained_on": len(improved.trained_on),
+        "held_out": len(improved.held_out),
+        "says": found.summary(),
+    }
+
+
+def _checkpoint(dreamer: DreamerPart | None, night: int) -> Pretrained:
+    """The dreamer, or none, as a folder that is whole or not there."""
+    manifest: dict[str, Any] = {"kind": "dreamer", "night": night}
+    return Pretrained((), manifest) if dreamer is None else Pretrained((dreamer,), manifest | {DREAMER: dreamer.form})
 
 
 def _nothing() -> Table:

@@ -29,7 +29,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "models_folder",
                     "primary_folder",
                 ],
-                outputs=["dreams", "dream_lessons", "dream_summary", "dream_page"],
+                outputs=["dreams", "dream_lessons", "dream_summary", "dream_page", "dreamer"],
                 name="dream_night_node",
             ),
         ],

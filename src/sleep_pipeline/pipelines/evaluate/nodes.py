@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sleep_pipeline.evaluation.settings import EvaluationSettings
+from sleep_pipeline.hardware import software
 from sleep_pipeline.night_model import MachineSettings, MemorySettings, NightModel, open_model
 from sleep_pipeline.night_number import folder_of
 from sleep_pipeline.seeding.settings import SeedingSettings
@@ -279,13 +280,14 @@ def write_report(
         retention=Retention.from_json(retention),
         command=command,
         git_commit=commit,
-        environment=_environment(),
+        environment=software(),
         learned=learned,
         forgotten=forgotten,
         history=_history(reporting_folder, metrics),
         levels=_levels(night_model),
         dreams=_helpful(dreams, evaluation.examples),
         dreams_dreamt=dream_summary["dreams"],
+        dreamer=dream_summary.get("rest_em", {}).get("says", ""),
         memories=Memories(
             read=collect_summary["memories"] + collect_summary["quarantined"],
             learned=collect_summary["memories"],
@@ -306,7 +308,7 @@ def write_report(
             "git_commit": commit,
             "seconds": sum(seconds.values()),
             "finished": registered["time"],
-            "software": _environment(),
+            "software": software(),
         }
     )
     return render(report), card
@@ -320,23 +322,6 @@ def _helpful(dreams: Table, most: int) -> list[Any]:
         return []
     best = dreams[dreams["reward"] == 1].sort_values("score", ascending=False).head(most)
     return [DreamSample(row.kind, row.text, float(row.score), float(row.reward)) for row in best.itertuples()]
-
-
-def _environment() -> dict[str, str]:
-    import platform
-
-    import peft
-    import torch
-    import transformers
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "peft": peft.__version__,
-        "machine": platform.machine(),
-        "threads": str(torch.get_num_threads()),
-    }
 
 
 def _examples(replies: Table, night: int, most: int) -> tuple[list[Any], list[Any]]:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from sleep_pipeline.datasets import Pretrained
+from sleep_pipeline.dreaming.settings import DREAMER
+from sleep_pipeline.night_dreamer import kept_dreamer
 from sleep_pipeline.night_model import MachineSettings, MemorySettings, StorePart, open_model
 from sleep_pipeline.pipelines.seed.nodes import own_seed, parent_checkpoint
 from sleep_pipeline.seeding.settings import RefineSettings, SeedingSettings
@@ -17,6 +19,7 @@ def refine_expert(
     seeded_model: Path,
     lessons: Lessons,
     dream_lessons: Lessons,
+    dreamer: Path,
     model: str,
     machine: MachineSettings,
     memory: MemorySettings,
@@ -31,7 +34,7 @@ def refine_expert(
     """Distil the dreams that helped into tonight's expert, with replay, and end the sleep.
 
     The expert becomes active, and what it learned goes into the store for replay. Without a dream that helped, the
-    expert stays as it was seeded.
+    expert stays as it was seeded. The dreamer, if the life has one, goes into the checkpoint as it is.
     """
     import time
 
@@ -86,4 +89,6 @@ def refine_expert(
         "seconds": time.perf_counter() - began,
         "samples": seed_summary["samples"],
     }
-    return Pretrained((opened.model, StorePart(opened.store)), manifest)
+    parts = (opened.model, StorePart(opened.store))
+    kept = kept_dreamer(dreamer)
+    return Pretrained(parts, manifest) if kept is None else Pretrained((*parts, kept), manifest | {DREAMER: kept.form})

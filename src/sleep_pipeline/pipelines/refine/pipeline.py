@@ -19,6 +19,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "seeded_model",
                     "lessons",
                     "dream_lessons",
+                    "dreamer",
                     "params:model",
                     "params:machine",
                     "params:memory",
