@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
+from sleep_pipeline.datasets.pretrained import check_files
 from sleep_pipeline.hardware import keep_freed_memory, pick_device
 from sleep_pipeline.language_model import load_model
 
@@ -138,7 +139,8 @@ def open_model(
 
     Raises:
         ModelLoadError: the base model cannot be had.
-        ValueError: the checkpoint has a memory with other levels, or belongs to another base model.
+        ValueError: the checkpoint has a memory with other levels, belongs to another base model, or has other files
+            than were saved.
     """
     from peft import PeftModel, get_peft_model
 
@@ -151,6 +153,7 @@ def open_model(
         model = get_peft_model(base, memory.config())
         store = ReplayStore(replay.stored_capacity, replay.open_book_capacity)
     else:
+        check_files(checkpoint)
         model = PeftModel.from_pretrained(base, str(checkpoint), is_trainable=True)
         _same_memory(asdict(memory.config())["levels"], asdict(state_of(model).config)["levels"], checkpoint)
         store = ReplayStore.load(checkpoint / REPLAY)

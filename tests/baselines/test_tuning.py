@@ -67,7 +67,9 @@ def test_ewc_holds_on_to_the_first_task(tiny_model: Any, answering: Any) -> None
         method.observe(first)
         before = [p.detach().clone() for p in method.model.parameters()]
         method.observe(second)
-        return sum(float((p.detach() - q).square().sum()) for p, q in zip(method.model.parameters(), before, strict=True))
+        return sum(
+            float((p.detach() - q).square().sum()) for p, q in zip(method.model.parameters(), before, strict=True)
+        )
 
     assert moved(1e6) < 0.5 * moved(1e-6)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -12,6 +13,34 @@ from typing import Any, Protocol
 from kedro.io import AbstractDataset, DatasetError
 
 MANIFEST = "manifest.json"
+FILES = "files"
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder, by its path in it, the folder's own manifest left out."""
+    digests = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path != folder / MANIFEST:
+            with path.open("rb") as file:
+                digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def check_files(folder: Path) -> None:
+    """Make sure that a checkpoint's files are those that its manifest names; one without digests passes.
+
+    Raises:
+        ValueError: a file is missing or has changed.
+    """
+    named = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get(FILES, {})
+    found = file_digests(folder)
+    for name, digest in named.items():
+        if found.get(name) != digest:
+            wrong = f"has the digest {found[name]}, not {digest}" if name in found else "is missing"
+            raise ValueError(
+                f"{folder / name} {wrong}, so this checkpoint is not the one that was saved: restore the folder (dvc "
+                "checkout), or run sleep-pipeline rollback"
+            )
 
 
 class Saveable(Protocol):
@@ -31,6 +60,8 @@ class Pretrained:
 
 class PretrainedDataset(AbstractDataset[Pretrained, Path]):
     """Saves a `Pretrained`, loads as the folder's path, and exists once its manifest does.
+
+    The manifest on disk names the digest of every other file.
 
     A crash while saving leaves the previous checkpoint, or none, but never half of one.
 
@@ -54,7 +85,8 @@ class PretrainedDataset(AbstractDataset[Pretrained, Path]):
         partial.mkdir(parents=True)
         for part in data.parts:
             part.save_pretrained(str(partial))
-        (partial / MANIFEST).write_text(json.dumps(data.manifest, indent=2) + "\n", encoding="utf-8")
+        manifest = {**data.manifest, FILES: file_digests(partial)}
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         shutil.rmtree(retired, ignore_errors=True)
         if self._folder.exists():
             self._folder.rename(retired)

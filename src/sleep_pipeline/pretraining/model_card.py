@@ -141,8 +141,9 @@ def _earlier(manifest: dict[str, Any]) -> str:
     if "tokens" not in before:
         return f"It went on from a model whose making is not recorded (weights `{digest}`). Then:\n\n"
     weights = ", ".join(f"{name} {share:g}" for name, share in before["settings"]["mixture"]["weights"].items())
+    first = "Next" if before.get("started_from") else "First"
     return (
-        f"{_earlier(before)}{'Next' if before.get('started_from') else 'First'} {before['tokens']:,} tokens in {before['settings']['steps']} steps, seed\n"
+        f"{_earlier(before)}{first} {before['tokens']:,} tokens in {before['settings']['steps']} steps, seed\n"
         f"{before['settings']['seed']}, {before['seconds'] // 60} minutes on {before['machine']}, finished\n"
         f"{before['finished']}, commit `{before['git_commit']}` (weights `{digest}`), with the shares\n"
         f"{weights}. Then:\n\n"
