@@ -67,7 +67,7 @@ class TeacherSettings(_Settings):
         unknown: answers that say that nothing is known; such samples are dropped.
         batch_size: conversations at a time.
         experts: whether the teacher has the experts of earlier nights. Without them it reads as well as on the first
-            night, and knows nothing of earlier memories.
+            night, whatever the nights have done to its reading, and knows nothing of earlier memories.
     """
 
     prompts: list[TeacherPrompt] = Field(default_factory=_default_prompts, min_length=1)
@@ -79,7 +79,7 @@ class TeacherSettings(_Settings):
     top_k: PositiveInt = 16
     unknown: tuple[str, ...] = ("I do not know.",)
     batch_size: PositiveInt = 64
-    experts: bool = True
+    experts: bool = False
 
 
 @dataclass(frozen=True)
