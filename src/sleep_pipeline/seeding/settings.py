@@ -31,6 +31,8 @@ class ReplaySettings(_Settings):
         free_text_tokens: of each.
         base_reader: whether documents, what is said about them, and free texts come from the model without its experts,
             so that what one night does to its reading is not the measure of the next.
+        gate_penalty: weight of the new expert's mean gate on rehearsed lessons, which have nothing to do with it (gate
+            sparsity); 0 for none.
     """
 
     stored_rows: NonNegativeInt = 64
@@ -43,6 +45,7 @@ class ReplaySettings(_Settings):
     free_texts: NonNegativeInt = 48
     free_text_tokens: PositiveInt = 64
     base_reader: bool = True
+    gate_penalty: float = Field(0.0, ge=0)
 
 
 class OptimizerSettings(_Settings):

@@ -35,8 +35,8 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from trl import GRPOConfig, GRPOTrainer
 
 from sleep_pipeline.generation.sampler import SamplingSettings, TransformersSampler
-from sleep_pipeline.memory import teacher_view
-from sleep_pipeline.seeding.batches import batches, join_teachers, pad, positions
+from sleep_pipeline.memory import state_of, teacher_view, trace_routing
+from sleep_pipeline.seeding.batches import Batch, batches, join_teachers, pad, positions
 from sleep_pipeline.seeding.checkpoints import load_trained, run_digest, save_trained
 from sleep_pipeline.seeding.divergences import Head, LiveTeacher, compare_tokens
 from sleep_pipeline.seeding.hidden import answer_head, hidden_states
@@ -297,8 +297,11 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         pad_id = self.processing_class.pad_token_id
         hidden: list[Tensor] = [torch.empty(0)] * len(rows)
         tokens = 0
+        rehearsed = {row for row in range(len(off)) if row >= len(pools["tonight"])}
+        gates = _Gates(model) if self.seeding.replay.gate_penalty and rehearsed else None
         for batch in batches(rows, pad_id, device):
-            states = hidden_states(model, batch.ids, batch.mask)
+            with contextlib.nullcontext() if gates is None else gates.watching(batch, rehearsed):
+                states = hidden_states(model, batch.ids, batch.mask)
             at, places = positions([spans[row] for row in batch.rows], device)
             lengths = [spans[row][1] - spans[row][0] for row in batch.rows]
             for row, part in zip(batch.rows, states[at, places].split(lengths), strict=True):
@@ -331,6 +334,10 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             parts.append(on_policy)
         everything = torch.cat(parts)
         loss = settings.alpha * everything.mean() + (1 - settings.alpha) * policy
+        if gates is not None:
+            openness = gates.mean()
+            loss = loss + settings.replay.gate_penalty * openness
+            self._metrics["train"]["openness/rehearsed"].append(openness.item())
         if self.penalty is not None:
             loss = loss + self.penalty()
         if not torch.isfinite(loss):
@@ -427,3 +434,29 @@ def _shuffled(size: int, salt: str, place: int) -> int:
 @lru_cache(maxsize=8)
 def _permutation(size: int, salt: str) -> list[int]:
     return random.Random(salt).sample(range(size), size)
+
+
+class _Gates:
+    """How far the expert in training opens where others' lessons are rehearsed, where it has nothing to add."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._open: list[Tensor] = []
+        self._tokens = 0
+
+    @contextlib.contextmanager
+    def watching(self, batch: Batch, rows: set[int]) -> Iterator[None]:
+        """Take in the gates of one forward pass, those of the batch's rows that are among `rows`."""
+        with trace_routing(self.model, keep=True) as trace:
+            yield
+        weights = batch.mask * torch.tensor([[row in rows] for row in batch.rows], device=batch.mask.device)
+        training = state_of(self.model).table.training()
+        for (level, _), (gates,) in trace.gates.items():
+            if training is None or level != training[0]:
+                continue
+            self._open.append((gates[..., -1] * weights).sum())
+            self._tokens += int(weights.sum())
+
+    def mean(self) -> Tensor:
+        """Over tokens and layers, from 0 to 1; scalar."""
+        return torch.stack(self._open).sum() / max(1, self._tokens)
