@@ -35,9 +35,9 @@ class ReplaySettings(_Settings):
             sparsity); 0 for none.
     """
 
-    stored_rows: NonNegativeInt = 64
-    stored_capacity: PositiveInt = 2000
-    open_book_rows: NonNegativeInt = 12
+    stored_rows: NonNegativeInt = 96
+    stored_capacity: PositiveInt = 6000
+    open_book_rows: NonNegativeInt = 16
     open_book_capacity: PositiveInt = 600
     open_book_documents: NonNegativeInt = 12
     open_book_replies: PositiveInt = 4
