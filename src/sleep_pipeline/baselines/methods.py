@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from sleep_pipeline.seeding.settings import SeedingSettings
+from sleep_pipeline.seeding.settings import OptimizerSettings, ReplaySettings, SeedingSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from sleep_pipeline.baselines.labelled import Answering, LabelledLearner
     from sleep_pipeline.baselines.labelled_sleep import Sender
     from sleep_pipeline.memory import ContinuumMemoryConfig
+
+
+def _seeding() -> SeedingSettings:
+    """What classes want: fewer stored examples than facts do, and a higher rate (benchmarks/LOG.md, 2026-11-26)."""
+    replay = ReplaySettings(stored_rows=64, stored_capacity=3000)
+    return SeedingSettings(replay=replay, optimizer=OptimizerSettings(steps=100, learning_rate=8e-3))
 
 
 class MethodSettings(BaseModel):
@@ -41,7 +47,7 @@ class MethodSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    seeding: SeedingSettings = Field(default_factory=SeedingSettings)
+    seeding: SeedingSettings = Field(default_factory=_seeding)
     lora_rank: PositiveInt | None = None
     tuning_rate: PositiveFloat = 1e-3
     ewc_weight: NonNegativeFloat = 100.0
