@@ -24,16 +24,19 @@ class Tonight:
         refused: what could not be read.
         said_twice: what another memory says already.
         reading: the whole folder, whatever its night.
+        learned: how many memories of the folder earlier nights have learned.
     """
 
     memories: tuple[Memory, ...]
     refused: tuple[Rejected, ...]
     said_twice: tuple[Duplicate, ...]
     reading: Reading
+    learned: int = 0
 
     def too_bad(self, max_bad_share: float) -> str | None:
         """Why so much could not be read that the night must not begin; None if it may."""
-        seen = len(self.memories) + len(self.refused)
+        # Rows that were bad on earlier nights are refused again, so what those nights could read counts as well.
+        seen = len(self.memories) + len(self.refused) + self.learned
         if len(self.refused) <= max_bad_share * seen:
             return None
         first = "; ".join(map(str, self.refused[:3]))
@@ -62,11 +65,13 @@ def read_tonight(folder: Path, settings: CollectSettings, night: int, known: Col
         NotADirectoryError: there is no such folder.
     """
     reading = read_folder(folder, settings)
-    fresh = [memory for memory in new_memories(reading, known) if day_of(memory.source) <= night]
+    new = new_memories(reading, known)
+    fresh = [memory for memory in new if day_of(memory.source) <= night]
     unique = drop_near_duplicates(fresh, settings.duplicates)
     return Tonight(
         memories=unique.memories,
         refused=tuple(item for item in reading.rejected if day_of(item.source) <= night),
         said_twice=tuple(item for item in (*reading.duplicates, *unique.duplicates) if day_of(item.source) <= night),
         reading=reading,
+        learned=len(reading.memories) - len(new),
     )
