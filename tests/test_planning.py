@@ -138,7 +138,7 @@ def test_work_is_counted_from_contexts_and_settings(project: Path) -> None:
     work = {(item["node"], item["what"]): item["amount"] for item in plan["work"]}
     assert work["sample_lessons_node", "tokens read"] == (30 + 12) * 2
     assert work["sample_lessons_node", "tokens written"] == 2 * 5 * 10
-    assert work["train_expert_node", "rows trained on"] == 7 * (48 + 0 + 12)
+    assert work["train_expert_node", "rows trained on"] == 7 * (48 + 0 + 16)
     night(project, 1, 1.0)
     collected(project, 2)
     work = {(item["node"], item["what"]): item["amount"] for item in planned()["work"]}
