@@ -305,3 +305,27 @@ def test_a_memory_of_one_level_has_nobody_to_hand_on_to(tiny_tokenizer: Any) -> 
     before = state(model)
     assert hand_on(model, tiny_tokenizer, ReplayStore(1, 1), small(), night=4, seed=0) == []
     assert all(torch.equal(before[name], tensor) for name, tensor in state(model).items())
+
+
+@pytest.mark.usefixtures("talkative")
+@pytest.mark.parametrize("experts", [True, False])
+def test_the_teacher_has_the_experts_of_earlier_nights_only_if_asked(
+    model: nn.Module, tiny_tokenizer: Any, experts: bool
+) -> None:
+    given = settings(teacher={**ASK, "experts": experts})
+    fresh = module.gather(model, tiny_tokenizer, CONTEXTS, given, seed=1).lessons
+    learn_expert(model, seed=3)
+    later = module.gather(model, tiny_tokenizer, CONTEXTS, given, seed=1).lessons
+    same = [torch.equal(a.teacher.log_probs_NK, b.teacher.log_probs_NK) for a, b in zip(fresh, later, strict=True)]
+    assert all(same) is not experts
+
+
+def test_a_penalty_shuts_the_new_gate_where_other_lessons_are_rehearsed(tiny_tokenizer: Any) -> None:
+    store = ReplayStore(10, 10)
+    store.add("stored", without_context(lessons(3)), night=1)
+    openness = {}
+    for penalty in (1e-9, 5.0):
+        given = small(on_policy=0.0, replay={"gate_penalty": penalty}, optimizer={"steps": 20, "learning_rate": 1e-2})
+        learned = learn(asleep(), tiny_tokenizer, lessons(first=20), store, given, seed=0)
+        openness[penalty] = [step["openness/rehearsed"] for step in learned.history if "openness/rehearsed" in step][-1]
+    assert openness[5.0] < 0.9 * openness[1e-9]

@@ -35,7 +35,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from trl import GRPOConfig, GRPOTrainer
 
 from sleep_pipeline.generation.sampler import SamplingSettings, TransformersSampler
-from sleep_pipeline.memory import state_of, teacher_view, trace_routing
+from sleep_pipeline.memory import base_view, state_of, teacher_view, trace_routing
 from sleep_pipeline.seeding.batches import Batch, batches, join_teachers, pad, positions
 from sleep_pipeline.seeding.checkpoints import load_trained, run_digest, save_trained
 from sleep_pipeline.seeding.divergences import Head, LiveTeacher, compare_tokens
@@ -59,7 +59,8 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         reward: of the student's own continuations; None trains on the divergence alone.
         replayed: lessons of earlier nights.
         open_book: lessons in reading.
-        views: context managers that turn the model into each teacher, by `Lesson.view`.
+        views: context managers that turn the model into each teacher, by `Lesson.view`; without any there is one, as
+            `settings.teacher.experts` says.
         seed: decides rows, cuts and continuations.
         output_dir: where checkpoints go.
         progress: whether to show a bar.
@@ -95,7 +96,8 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             raise ValueError("nothing of the model trains: begin a consolidation, which unlocks an expert, first")
         self.seeding, self.seed = settings, seed
         self.pools = {"tonight": list(lessons), "stored": list(replayed), "open_book": list(open_book)}
-        self.views = list(views) or [lambda: teacher_view(model)]
+        own = teacher_view if settings.teacher.experts else base_view
+        self.views = list(views) or [lambda: own(model)]
         self.rollouts: list[dict[str, Any]] = []
         self.history: list[dict[str, float]] = []
         # Without continuations to learn from, the trainer's prompts are drawn and left alone.
