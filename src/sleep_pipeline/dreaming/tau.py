@@ -6,6 +6,7 @@ measured at once: `run_trials(model, dreams, settings, measure)`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -59,7 +60,7 @@ class Measure(Protocol):
         ...
 
 
-class _Probes:
+class _Probes(ABC):
     """Reads every probe with every copy, some probes at a time."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, probes: Sequence[Probe], rows_at_once: int = 256) -> None:
@@ -96,9 +97,9 @@ class _Probes:
     def _stack(self, model: nn.Module, batch: Sequence[int], copies: int) -> Stack:
         return side_by_side([[self.rows[index] for index in batch]] * copies, next(model.parameters()).device)
 
+    @abstractmethod
     def _read(self, model: nn.Module, batch: Sequence[int], copies: int) -> Tensor:
         """Scores `[copies, probes of the batch]`."""
-        raise NotImplementedError
 
 
 class ProbeLikelihood(_Probes):
