@@ -120,6 +120,9 @@ def ui(host: str, port: int, env: str | None) -> None:
         raise click.ClickException(f"Runs go to a server: open {config.tracking_uri} in a browser.")
     if not port_is_free(host, port):
         raise click.ClickException(f"Port {port} of {host} is taken: choose another with --port.")
+    from sleep_pipeline.tracking.database import open_client
+
+    open_client(config)
     click.echo(f"http://{host}:{port} shows {config.tracking_uri} (it takes about 20 s to come up)")
     try:
         sys.exit(subprocess.call(server_command(config.tracking_uri, host, port)))

@@ -4,7 +4,7 @@ from pathlib import Path, PurePath
 
 from pydantic import BaseModel, ConfigDict
 
-_SQLITE = "sqlite:///"
+SQLITE = "sqlite:///"
 
 
 class TrackingConfig(BaseModel):
@@ -29,9 +29,9 @@ class TrackingConfig(BaseModel):
         subfolder would write to a database of its own. Addresses of servers and stores stay as they are.
         """
         uri, artifacts = self.tracking_uri, self.artifact_location
-        database = uri.removeprefix(_SQLITE)
-        if uri.startswith(_SQLITE) and not PurePath(database).is_absolute():
-            uri = _SQLITE + str(project_path.resolve() / database)
+        database = uri.removeprefix(SQLITE)
+        if uri.startswith(SQLITE) and not PurePath(database).is_absolute():
+            uri = SQLITE + str(project_path.resolve() / database)
         if "://" not in artifacts and not artifacts.startswith("mlflow-artifacts:"):
             artifacts = (project_path.resolve() / artifacts).as_uri()
         return self.model_copy(update={"tracking_uri": uri, "artifact_location": artifacts})

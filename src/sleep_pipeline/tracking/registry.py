@@ -9,15 +9,13 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sleep_pipeline.registry import BASE, Night, NightRegistry
 from sleep_pipeline.tracking.config import TrackingConfig
+from sleep_pipeline.tracking.database import open_client
 from sleep_pipeline.tracking.flatten import clean_name
 from sleep_pipeline.tracking.run import experiment_id
-
-if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
 
 logger = logging.getLogger(__name__)
 
@@ -81,11 +79,9 @@ def _environment(tracking_uri: str) -> Iterator[None]:
 
 class _Mirror:
     def __init__(self, registry: NightRegistry, config: TrackingConfig, environment: str):
-        from mlflow.tracking import MlflowClient
-
         self.registry, self.environment = registry, environment
         self.name = registered_name(environment)
-        self.client: MlflowClient = MlflowClient(tracking_uri=config.tracking_uri, registry_uri=config.tracking_uri)
+        self.client = open_client(config)
         self.experiment = experiment_id(self.client, config.experiment("sleep"), config)
 
     def update(self, run_id: str | None) -> None:

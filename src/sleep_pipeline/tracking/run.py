@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sleep_pipeline.tracking.config import TrackingConfig
+from sleep_pipeline.tracking.database import open_client
 from sleep_pipeline.tracking.flatten import clean_name
 from sleep_pipeline.tracking.sink import MlflowSink
 
@@ -45,9 +46,8 @@ class TrackedRun:
     def unfinished(cls, config: TrackingConfig, experiment: str, tags: Mapping[str, str]) -> "TrackedRun | None":
         """Take up the latest run with these tags, unless it finished or there is none."""
         from mlflow.entities import RunStatus
-        from mlflow.tracking import MlflowClient
 
-        client = MlflowClient(tracking_uri=config.tracking_uri)
+        client = open_client(config)
         query = " and ".join(f"tags.`{clean_name(name)}` = '{value}'" for name, value in tags.items())
         found = client.search_runs(
             [experiment_id(client, experiment, config)], query, max_results=1, order_by=["attributes.start_time DESC"]
@@ -71,9 +71,8 @@ class TrackedRun:
             TrackingError: `MLFLOW_RUN_ID` names no run, or the experiment was deleted.
         """
         from mlflow.exceptions import MlflowException
-        from mlflow.tracking import MlflowClient
 
-        client = MlflowClient(tracking_uri=config.tracking_uri)
+        client = open_client(config)
         attached = os.environ.get("MLFLOW_RUN_ID")
         if attached:
             try:
