@@ -92,7 +92,7 @@ def ask(model: Any, tokenizer: Any, day: Day, open_book: bool) -> list[int]:
     return [int(reply.strip() == question.answer) for reply, question in zip(replies, day.questions, strict=True)]
 
 
-def memory(nights: int, router: str = "sigmoid", rank: int = 32) -> ContinuumMemoryConfig:
+def memory(nights: int, router: str = "threshold", rank: int = 32) -> ContinuumMemoryConfig:
     """One level with a slot a night, and the one that stays free for merging."""
     return ContinuumMemoryConfig(levels=[LevelConfig(num_slots=nights + 1, rank=rank, router=router)])
 
@@ -148,7 +148,7 @@ METHODS: dict[str, Maker] = {
     "on_policy_only": sleeping({"lambda": 1.0}),
     "no_replay": sleeping({"replay": {"stored_rows": 0, "open_book_rows": 0}}),
     "router_null_softmax": sleeping(router="null_softmax"),
-    "router_threshold": sleeping(router="threshold"),
+    "router_sigmoid": sleeping(router="sigmoid"),
 }
 RIVALS = [name for name in METHODS if name.startswith(("documents", "samples", "distillation"))]
 
@@ -175,10 +175,13 @@ class Life:
         return cls(**{**record, "retention": Retention.from_json(record["retention"])})
 
 
-def run(method: Maker, settings: SeedingSettings, nights: int, seed: int, documents: int, say: bool) -> Life:
+def run(
+    method: Maker, settings: SeedingSettings, nights: int, seed: int, documents: int, say: bool, device: str = "cpu"
+) -> Life:
     """Live through all nights, asking everything after each."""
     torch.manual_seed(seed)
     model, tokenizer = load_model()
+    model.to(device)
     model.set_attn_implementation("eager")
     days = [live(seed, number, documents) for number in range(nights)]
     probe = live(seed, "never learned", 4 * documents)
@@ -249,6 +252,7 @@ def main() -> None:
     parser.add_argument("--nights", type=int, default=10)
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--threads", type=int, default=None, help="of torch; default: its own choice")
+    parser.add_argument("--device", default="cpu", help="where all of it runs; seconds of another device are no rivals")
     parser.add_argument("--set", default="{}", help="JSON of seeding settings to change, for trying things out")
     arguments = parser.parse_args()
     apply_defaults()
@@ -278,7 +282,7 @@ def main() -> None:
         "settings": settings.model_dump(by_alias=True, mode="json"),
         "model": base_digest(load_model()[0]),
         "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
+        "machine": torch.cuda.get_device_name() if arguments.device.startswith("cuda") else platform.machine(),
         "torch": torch.__version__,
     }
     lives = earlier(arguments.json, protocol)
@@ -287,7 +291,8 @@ def main() -> None:
             mine = lives.setdefault(name, {})
             if str(seed) not in mine:
                 print(f"{name}, seed {seed}", flush=True)
-                mine[str(seed)] = run(METHODS[name], settings, nights, seed, documents, say=True).to_json()
+                life = run(METHODS[name], settings, nights, seed, documents, True, arguments.device)
+                mine[str(seed)] = life.to_json()
                 write(arguments.json, protocol, lives)
     found = write(arguments.json, protocol, lives)
     for key, figure in found.items():

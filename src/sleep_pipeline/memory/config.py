@@ -36,7 +36,7 @@ class LevelConfig:
     num_slots: int = 32
     rank: int = 32
     top_k: int | None = None
-    router: str = "sigmoid"
+    router: str = "threshold"
     router_bias: float = -2.0
     router_gain: float = 4.0
     base_width: int = 64

@@ -204,6 +204,7 @@ def learn(
             tokenizer,
             reward,
             replayed=store.lessons("stored"),
+            earlier=len(store.nights("stored")),
             open_book=[*store.lessons("open_book"), *open_book, *tonight],
             views=views,
             seed=seed,

@@ -62,6 +62,10 @@ class ReplayStore:
         """The lessons of a pool."""
         return [lesson for lesson, _ in self.pools[pool].lessons]
 
+    def nights(self, pool: str) -> set[int]:
+        """The nights whose lessons a pool holds."""
+        return {night for _, night in self.pools[pool].lessons}
+
     def add(self, pool: str, lessons: Sequence[Lesson], night: int, seed: int = 0) -> None:
         """Offer lessons to a pool; the same ones in the same order leave the same store."""
         self.pools[pool].offer(lessons, night, random.Random(f"{seed}/{night}/{pool}"))

@@ -31,6 +31,8 @@ class ReplaySettings(_Settings):
         free_text_tokens: of each.
         base_reader: whether documents, what is said about them, and free texts come from the model without its experts,
             so that what one night does to its reading is not the measure of the next.
+        settled_share: of the last steps, in which every night has as many rows as every other, tonight's too, so that
+            tonight's lessons do not drown those of earlier nights; 0 for none.
         gate_penalty: weight of the new expert's mean gate on rehearsed lessons, which have nothing to do with it (gate
             sparsity); 0 for none.
     """
@@ -45,6 +47,7 @@ class ReplaySettings(_Settings):
     free_texts: NonNegativeInt = 48
     free_text_tokens: PositiveInt = 64
     base_reader: bool = True
+    settled_share: float = Field(0.0, ge=0, le=1)
     gate_penalty: float = Field(0.0, ge=0)
 
 

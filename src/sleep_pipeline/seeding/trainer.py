@@ -58,6 +58,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         processing_class: the tokenizer.
         reward: of the student's own continuations; None trains on the divergence alone.
         replayed: lessons of earlier nights.
+        earlier: how many nights these come from, which the settled steps share evenly with tonight's.
         open_book: lessons in reading.
         views: context managers that turn the model into each teacher, by `Lesson.view`; without any there is one, as
             `settings.teacher.experts` says.
@@ -82,6 +83,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         processing_class: PreTrainedTokenizerBase,
         reward: RewardFunction | None = None,
         replayed: Sequence[Lesson] = (),
+        earlier: int = 1,
         open_book: Sequence[Lesson] = (),
         views: Sequence[View] = (),
         seed: int = 0,
@@ -94,7 +96,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             raise ValueError("there is no lesson to learn: the teacher's samples were all dropped; see what it said")
         if not any(parameter.requires_grad for parameter in model.parameters()):
             raise ValueError("nothing of the model trains: begin a consolidation, which unlocks an expert, first")
-        self.seeding, self.seed = settings, seed
+        self.seeding, self.seed, self.earlier = settings, seed, earlier
         self.pools = {"tonight": list(lessons), "stored": list(replayed), "open_book": list(open_book)}
         own = teacher_view if settings.teacher.experts else base_view
         self.views = list(views) or [lambda: own(model)]
@@ -265,11 +267,11 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         """This step's lessons of each pool, the same whenever the step is run."""
         settings = self.seeding
         said = settings.prompts * settings.imitation.group if self.says else 0
-        counts = {
-            "tonight": max(0, settings.rows - said),
-            "stored": settings.replay.stored_rows,
-            "open_book": settings.replay.open_book_rows,
-        }
+        rows, stored = settings.rows, settings.replay.stored_rows
+        settled = settings.replay.settled_share * settings.optimizer.steps
+        if self.pools["stored"] and self.state.global_step >= settings.optimizer.steps - settled:
+            rows, stored = _evenly(rows + stored, self.earlier)
+        counts = {"tonight": max(0, rows - said), "stored": stored, "open_book": settings.replay.open_book_rows}
         chosen: dict[str, list[Lesson]] = {}
         for pool, count in counts.items():
             first = (self._place * self.args.world_size + self._rank) * count
@@ -436,6 +438,12 @@ def _shuffled(size: int, salt: str, place: int) -> int:
 @lru_cache(maxsize=8)
 def _permutation(size: int, salt: str) -> list[int]:
     return random.Random(salt).sample(range(size), size)
+
+
+def _evenly(rows: int, earlier: int) -> tuple[int, int]:
+    """Rows of tonight and of all earlier nights together, as many a night; at least one of tonight."""
+    tonight = max(1, round(rows / (earlier + 1)))
+    return tonight, rows - tonight
 
 
 class _Gates:
