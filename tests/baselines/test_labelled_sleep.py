@@ -4,11 +4,13 @@ import pytest
 import torch
 from made_up_streams import WordEmbedder, stream
 
-from sleep_pipeline.baselines.labelled_sleep import LabelledSleep
+from sleep_pipeline.baselines.labelled_sleep import LabelledSleep, corrected
 from sleep_pipeline.baselines.running import run_stream
 from sleep_pipeline.memory import ContinuumMemoryConfig, LevelConfig, state_of
 from sleep_pipeline.memory.levels import BASE
 from sleep_pipeline.memory.operations import level_tensors
+from sleep_pipeline.seeding.divergences import cache_teacher
+from sleep_pipeline.seeding.lessons import Lesson
 from sleep_pipeline.seeding.settings import SeedingSettings
 
 SETTINGS = SeedingSettings.model_validate(
@@ -106,3 +108,16 @@ def test_what_is_stored_grows_by_an_expert_a_night(tiny_model: Any, answering: A
     method = sleeping(tiny_model, answering, "context")
     first, second = run_stream(method, stream()).stored
     assert second > first > 0
+
+
+def test_a_teacher_that_errs_is_put_right_where_it_errs_alone() -> None:
+    logits = torch.log(torch.tensor([[0.6, 0.2, 0.1, 0.1], [0.3, 0.5, 0.1, 0.1], [0.1, 0.2, 0.3, 0.4]]))
+    lesson = Lesson((9, 0, 0, 1), 1, cache_teacher(logits, 2))
+    teacher = corrected(lesson).teacher
+    believed = torch.zeros(3, 4).scatter(-1, teacher.tokens_NK, teacher.log_probs_NK.exp())
+    torch.testing.assert_close(believed[0], torch.tensor([0.6, 0.2, 0.0, 0.0]))
+    torch.testing.assert_close(believed[1:], torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]]))
+    torch.testing.assert_close(teacher.tail_N.exp(), torch.tensor([0.2, 0.0, 0.0]))
+    assert len(set(teacher.tokens_NK[2].tolist())) == 2
+    right = Lesson((9, 0, 1, 3), 1, cache_teacher(logits, 2))
+    assert corrected(right) is right

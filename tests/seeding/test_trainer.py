@@ -334,6 +334,19 @@ def test_every_lesson_has_its_turn_before_one_comes_again(tiny_tokenizer: Any) -
             assert len({one.ids for one in drawn[pool][start : start + size]}) == size
 
 
+@pytest.mark.parametrize(("earlier", "shares"), [(1, (6, 6)), (5, (2, 10)), (40, (1, 11))])
+def test_settled_steps_share_their_rows_evenly_among_the_nights(
+    earlier: int, shares: tuple[int, int], tiny_tokenizer: Any
+) -> None:
+    given = settings(on_policy=0.0, replay={"stored_rows": 4, "settled_share": 0.5})
+    for replayed, settled in ((without_context(lessons(20, first=20)), shares), ([], (8, 0))):
+        trainer = trainer_of(asleep(), tiny_tokenizer, settings=given, replayed=replayed, earlier=earlier)
+        for step, wanted in enumerate([(8, 4 if replayed else 0)] * 2 + [settled] * 2):
+            trainer.state.global_step = step
+            rows = trainer._off_policy()
+            assert (len(rows["tonight"]), len(rows["stored"])) == wanted
+
+
 def test_what_cannot_be_trained_is_refused(tiny_tokenizer: Any) -> None:
     with pytest.raises(ValueError, match="there is no lesson to learn"):
         KnowledgeSeedingTrainer(asleep(), settings(), [], tiny_tokenizer)

@@ -8,18 +8,21 @@ what the teacher believes at each of their tokens; paper.md samples the answers 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from peft import get_peft_model
 
 from sleep_pipeline.baselines.embedding import BackboneEmbedder, Embedder, nearest
+from sleep_pipeline.baselines.finetuning import IMPOSSIBLE
 from sleep_pipeline.baselines.hope import Awake
 from sleep_pipeline.baselines.labelled import Answering, Spent
 from sleep_pipeline.baselines.tuning import labelled_lesson
 from sleep_pipeline.memory import CONTEXT, ContinuumMemoryConfig, consolidation, state_of, teacher_view
 from sleep_pipeline.memory.levels import PROSPECTIVE, WORKSPACE
 from sleep_pipeline.memory.operations import level_tensors
+from sleep_pipeline.seeding.divergences import CachedTeacher
 from sleep_pipeline.seeding.lessons import Lesson, read_beliefs
 from sleep_pipeline.seeding.night import learn, make_room
 from sleep_pipeline.seeding.replay import ReplayStore, nbytes
@@ -33,6 +36,27 @@ if TYPE_CHECKING:
     from sleep_pipeline.evaluation.tasks import ClassTask, Example
 
 Sender = Literal["fast", "context", "both"]
+
+
+def corrected(lesson: Lesson) -> Lesson:
+    """The lesson from a teacher that is certain of the label's token wherever it believed more in another one.
+
+    A memory's label is given, so a teacher that errs is not to be imitated there; elsewhere its doubts teach more than
+    the label alone.
+    """
+    label = torch.tensor(lesson.ids[lesson.start :])
+    teacher = lesson.teacher
+    wrong = teacher.tokens_NK[:, 0] != label
+    if not wrong.any():
+        return lesson
+    tokens, log_probs, tail = (t.clone() for t in (teacher.tokens_NK, teacher.log_probs_NK, teacher.tail_N))
+    for place in wrong.nonzero()[:, 0].tolist():
+        others = [token for token in tokens[place].tolist() if token != label[place]]
+        tokens[place] = torch.tensor([int(label[place]), *others][: tokens.shape[1]])
+    log_probs[wrong] = IMPOSSIBLE
+    log_probs[wrong, 0] = 0.0
+    tail[wrong] = IMPOSSIBLE
+    return replace(lesson, teacher=CachedTeacher(tokens, log_probs, tail))
 
 
 class LabelledSleep:
@@ -129,9 +153,10 @@ class LabelledSleep:
             TeacherSample(number, "label", prompt[-1]["content"], example.label, 1.0)
             for number, (prompt, example) in enumerate(zip(prompts, examples, strict=True))
         ]
-        return read_beliefs(
+        lessons = read_beliefs(
             self.model, self._answering.tokenizer, contexts, samples, self._settings.teacher.top_k, batch_size=16
         )
+        return [corrected(lesson) for lesson in lessons]
 
     def _shown(self, examples: Sequence[Example]) -> list[list[Example]]:
         if self._sender == "fast":

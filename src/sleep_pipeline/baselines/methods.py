@@ -41,6 +41,7 @@ class MethodSettings(BaseModel):
         fast_width: of the fast level's own weights.
         fast_period: steps between two of their updates, at least 2.
         fast_rate: their learning rate.
+        day_steps: in which sleep's fast memory learns a task before the night; `hope` takes the steps of `seeding`.
         expert_rank: of a night's expert.
         slots: of experts.
     """
@@ -60,6 +61,7 @@ class MethodSettings(BaseModel):
     fast_width: PositiveInt = 64
     fast_period: int = Field(2, ge=2)
     fast_rate: PositiveFloat = 3e-3
+    day_steps: PositiveInt = 50
     expert_rank: PositiveInt = 32
     slots: int = Field(16, ge=2)
 
@@ -148,7 +150,7 @@ def _sleep(sender: Sender) -> Maker:
             settings.memory(fast=sender != "context"),
             sender,
             shots=settings.shots,
-            day_steps=settings.seeding.optimizer.steps,
+            day_steps=settings.day_steps,
             day_rate=settings.fast_rate,
             seed=seed,
         )
