@@ -320,12 +320,12 @@ def test_the_teacher_has_the_experts_of_earlier_nights_only_if_asked(
     assert all(same) is not experts
 
 
-def test_a_penalty_shuts_the_new_gate_where_other_lessons_are_rehearsed(tiny_tokenizer: Any) -> None:
+def test_a_penalty_shuts_the_new_gate_on_lessons_in_reading(tiny_tokenizer: Any) -> None:
     store = ReplayStore(10, 10)
-    store.add("stored", without_context(lessons(3)), night=1)
+    store.add("open_book", without_context(lessons(3)), night=1)
     openness = {}
     for penalty in (1e-9, 5.0):
         given = small(on_policy=0.0, replay={"gate_penalty": penalty}, optimizer={"steps": 20, "learning_rate": 1e-2})
         learned = learn(asleep(), tiny_tokenizer, lessons(first=20), store, given, seed=0)
-        openness[penalty] = [step["openness/rehearsed"] for step in learned.history if "openness/rehearsed" in step][-1]
+        openness[penalty] = [step["openness/reading"] for step in learned.history if "openness/reading" in step][-1]
     assert openness[5.0] < 0.9 * openness[1e-9]

@@ -301,10 +301,10 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         pad_id = self.processing_class.pad_token_id
         hidden: list[Tensor] = [torch.empty(0)] * len(rows)
         tokens = 0
-        rehearsed = {row for row in range(len(off)) if row >= len(pools["tonight"])}
-        gates = _Gates(model) if self.seeding.replay.gate_penalty and rehearsed else None
+        reading = set(range(len(off) - len(pools["open_book"]), len(off)))
+        gates = _Gates(model) if self.seeding.replay.gate_penalty and reading else None
         for batch in batches(rows, pad_id, device):
-            with contextlib.nullcontext() if gates is None else gates.watching(batch, rehearsed):
+            with contextlib.nullcontext() if gates is None else gates.watching(batch, reading):
                 states = hidden_states(model, batch.ids, batch.mask)
             at, places = positions([spans[row] for row in batch.rows], device)
             lengths = [spans[row][1] - spans[row][0] for row in batch.rows]
@@ -341,7 +341,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         if gates is not None:
             openness = gates.mean()
             loss = loss + settings.replay.gate_penalty * openness
-            self._metrics["train"]["openness/rehearsed"].append(openness.item())
+            self._metrics["train"]["openness/reading"].append(openness.item())
         if self.penalty is not None:
             loss = loss + self.penalty()
         if not torch.isfinite(loss):
@@ -447,7 +447,7 @@ def _evenly(rows: int, earlier: int) -> tuple[int, int]:
 
 
 class _Gates:
-    """How far the expert in training opens where others' lessons are rehearsed, where it has nothing to add."""
+    """How far the expert in training opens on lessons in reading, where it has nothing to add."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
