@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 
 
 def _seeding() -> SeedingSettings:
-    """What classes want: fewer stored examples than facts do, and a higher rate (benchmarks/LOG.md, 2026-11-26)."""
-    replay = ReplaySettings(stored_rows=64, stored_capacity=3000)
-    return SeedingSettings(replay=replay, optimizer=OptimizerSettings(steps=100, learning_rate=8e-3))
+    """What classes want: fewer stored examples than facts do, more steps at a higher rate, and steps that settle.
+
+    benchmarks/LOG.md, 2026-11-26, has what was tried.
+    """
+    replay = ReplaySettings(stored_rows=64, stored_capacity=6000, settled_share=0.5)
+    return SeedingSettings(replay=replay, optimizer=OptimizerSettings(steps=200, learning_rate=8e-3))
 
 
 class MethodSettings(BaseModel):
@@ -42,7 +45,7 @@ class MethodSettings(BaseModel):
         fast_period: steps between two of their updates, at least 2.
         fast_rate: their learning rate.
         day_steps: in which sleep's fast memory learns a task before the night; `hope` takes the steps of `seeding`.
-        expert_rank: of a night's expert.
+        expert_rank: of a night's expert, at most the model's hidden size.
         slots: of experts.
     """
 
@@ -50,7 +53,7 @@ class MethodSettings(BaseModel):
 
     seeding: SeedingSettings = Field(default_factory=_seeding)
     lora_rank: PositiveInt | None = None
-    tuning_rate: PositiveFloat = 1e-3
+    tuning_rate: PositiveFloat = 2e-3
     ewc_weight: NonNegativeFloat = 100.0
     shots: PositiveInt = 16
     top_k: PositiveInt = 3
@@ -62,7 +65,7 @@ class MethodSettings(BaseModel):
     fast_period: int = Field(2, ge=2)
     fast_rate: PositiveFloat = 3e-3
     day_steps: PositiveInt = 50
-    expert_rank: PositiveInt = 32
+    expert_rank: PositiveInt = 128
     slots: int = Field(16, ge=2)
 
     @property
@@ -71,14 +74,14 @@ class MethodSettings(BaseModel):
         optimizer = self.seeding.optimizer.model_copy(update={"learning_rate": self.tuning_rate})
         return self.seeding.model_copy(update={"optimizer": optimizer})
 
-    def memory(self, fast: bool) -> ContinuumMemoryConfig:
-        """A level of slots, with a fast level above it or without."""
+    def memory(self, fast: bool, width: int) -> ContinuumMemoryConfig:
+        """A level of slots, with a fast level above it or without, for a model of this hidden size."""
         from sleep_pipeline.memory import ContinuumMemoryConfig, LevelConfig
 
         above = [
             LevelConfig(period=self.fast_period, num_slots=2 * self.fast_period, rank=1, base_width=self.fast_width)
         ]
-        slow = LevelConfig(num_slots=self.slots, rank=self.expert_rank)
+        slow = LevelConfig(num_slots=self.slots, rank=min(self.expert_rank, width))
         return ContinuumMemoryConfig(levels=[*(above if fast else []), slow])
 
 
@@ -136,7 +139,7 @@ def _hope(base: PreTrainedModel, answering: Answering, settings: MethodSettings,
     seeding = settings.seeding
     rows = seeding.rows + seeding.replay.stored_rows
     steps = seeding.optimizer.steps
-    return Hope(base, answering, settings.memory(fast=True), steps, rows, settings.fast_rate, seed)
+    return Hope(base, answering, settings.memory(fast=True, width=base.config.hidden_size), steps, rows, settings.fast_rate, seed)
 
 
 def _sleep(sender: Sender) -> Maker:
@@ -147,7 +150,7 @@ def _sleep(sender: Sender) -> Maker:
             base,
             answering,
             settings.seeding,
-            settings.memory(fast=sender != "context"),
+            settings.memory(fast=sender != "context", width=base.config.hidden_size),
             sender,
             shots=settings.shots,
             day_steps=settings.day_steps,
