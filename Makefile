@@ -13,6 +13,8 @@ BIN := $(VENV)/bin
 # Written last: it exists only if the environment is complete, and is as old as its last change.
 STAMP := $(VENV)/setup.stamp
 CODE := src tests $(wildcard benchmarks)
+# A worker a core, at most four for memory's sake; a file's tests share what they are given and stay together.
+PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
 
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -40,10 +42,10 @@ run: setup  ## One whole night on the embedded model; the next one when run agai
 	@echo "Report: $$(ls -d data/08_reporting/night_*/report.html | tail -1)"
 
 test: lint  ## Lint, then run all tests.
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-fast: setup  ## Run the tests that need seconds.
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: setup  ## Check style, formatting and types.
 	$(BIN)/ruff check $(CODE)
