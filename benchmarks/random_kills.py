@@ -5,8 +5,8 @@
 
 One smoke night of the bundled memories is lived unbroken and timed. Then every trial starts the same night in a folder
 of its own, kills it with SIGKILL at a moment drawn evenly from that time, gives the same command again until it ends by
-itself, and compares the registered checkpoint's weights and replay with the unbroken night's, byte by byte. A night that ends before
-its moment is compared, too, and does not count as a kill.
+itself, and compares the registered checkpoint's weights and replay with the unbroken night's, byte by byte. A night
+that ends before its moment is compared, too, and does not count as a kill.
 """
 
 from __future__ import annotations
