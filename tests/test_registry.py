@@ -221,7 +221,6 @@ def test_rejecting_a_night_that_was_rolled_back_closes_the_way_to_it(registry: N
         registry.rollback()
 
 
-@pytest.mark.parametrize("fault", ["os.fsync", "os.replace"])
 def told(registry: NightRegistry, number: int) -> dict[str, Any]:
     """What a night tells when it is registered."""
     return asdict(registry.night(number)) | {"aliases": registry.aliases()}
@@ -268,6 +267,7 @@ def test_what_cannot_be_restored_is_refused_and_changes_nothing(registry: NightR
     assert not registry.path.exists()
 
 
+@pytest.mark.parametrize("fault", ["os.fsync", "os.replace"])
 def test_a_write_that_fails_leaves_the_old_register(
     registry: NightRegistry, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
