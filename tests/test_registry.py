@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +219,52 @@ def test_rejecting_a_night_that_was_rolled_back_closes_the_way_to_it(registry: N
     assert registry.aliases() == {"champion": 1}
     with pytest.raises(RegistryError):
         registry.rollback()
+
+
+def told(registry: NightRegistry, number: int) -> dict[str, Any]:
+    """What a night tells when it is registered."""
+    return asdict(registry.night(number)) | {"aliases": registry.aliases()}
+
+
+def test_a_register_that_is_gone_is_restored_from_what_its_nights_told(registry: NightRegistry) -> None:
+    records = []
+    for number in (1, 2, 3):
+        registry.register(make_night(registry, number, min(number - 1, 1)))
+        (registry.reject if number == 2 else registry.promote)(number)
+        records.append(json.loads(json.dumps(told(registry, number))))
+    before = registry.path.read_bytes()
+    registry.path.unlink()
+    assert registry.restore(records) == [1, 2, 3]
+    assert registry.path.read_bytes() == before
+    registry.rollback()
+    assert registry.restore(records) == []
+    assert registry.aliases()["champion"] == 1, "a rollback here is not undone"
+
+
+def test_nights_that_were_lived_elsewhere_follow_those_that_are_known(registry: NightRegistry) -> None:
+    sleep(registry, 1)
+    here = registry.path.read_bytes()
+    sleep(registry, 2)
+    record = told(registry, 2)
+    registry.path.write_bytes(here)
+    assert registry.restore([told(registry, 1), record]) == [2]
+    assert registry.aliases() == {"champion": 2, "previous_champion": 1}
+
+
+def test_what_cannot_be_restored_is_refused_and_changes_nothing(registry: NightRegistry) -> None:
+    sleep(registry, 1)
+    sleep(registry, 2)
+    first, second = told(registry, 1), told(registry, 2)
+    before = registry.path.read_bytes()
+    with pytest.raises(RegistryError, match="two lives"):
+        registry.restore([first | {"manifest_digest": "f" * 64}])
+    with pytest.raises(RegistryError, match="record of a night is damaged"):
+        registry.restore([{"number": 3}])
+    assert registry.path.read_bytes() == before
+    registry.path.unlink()
+    with pytest.raises(RegistryError, match="night 1 is not registered"):
+        registry.restore([second])
+    assert not registry.path.exists()
 
 
 @pytest.mark.parametrize("fault", ["os.fsync", "os.replace"])

@@ -7,6 +7,7 @@
     sleep-pipeline lineage                       which night grew from which
     sleep-pipeline rollback                      take the last night back
     sleep-pipeline dvc render                    the nights as stages of DVC
+    sleep-pipeline dvc restore                   nights that dvc pull fetched, back into the register
     sleep-pipeline wake                          talk with the model of a night, and with the one before it
 
 Kedro finds the group `cli` by its name and module, so `kedro doctor` works as well.

@@ -3,14 +3,19 @@
 sleep-pipeline dvc render             write the nights' stages into dvc.yaml
 sleep-pipeline dvc render --check     do they agree with the pipelines?
 sleep-pipeline dvc ready --night 3    may a stage of night 3 run?
+sleep-pipeline dvc restore            enter the nights that `dvc pull` has fetched into the register
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from sleep_pipeline.registry import NightRegistry
 
 WEEK = 7
 
@@ -71,22 +76,71 @@ def render(check: bool, nights: int) -> None:
     click.echo(f"dvc.yaml has {nights} nights.")
 
 
+def _register_and_records(project: Path, env: str | None) -> tuple[NightRegistry, list[dict[str, Any]]]:
+    """The register, and what every night whose reports are here told of itself when it was registered, in order."""
+    from sleep_pipeline.configuration import config_loader, folder
+    from sleep_pipeline.registry import NightRegistry
+
+    loader = config_loader(project, env)
+    registry = NightRegistry(folder(project, loader, "models_folder"))
+    records = []
+    for path in sorted(folder(project, loader, "reporting_folder").glob("night_*/registered.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            records.append((int(record["number"]), record))
+        except (KeyError, TypeError, ValueError) as error:
+            raise click.ClickException(f"{path} is damaged ({error}): restore it with `dvc checkout`") from error
+    return registry, [record for _, record in sorted(records, key=lambda numbered: numbered[0])]
+
+
+@dvc.command()
+@click.option("--env", "-e", envvar="KEDRO_ENV", default=None, help="Configuration environment.")
+def restore(env: str | None) -> None:
+    """Enter the nights that `dvc pull` has fetched into the register, which is not under DVC.
+
+    The register is made anew from the `registered.json` of every night; nights that it knows already stay as they are.
+    A rollback is not carried over: the champion is the one that the last night told of.
+    """
+    from sleep_pipeline.cli import project_root
+    from sleep_pipeline.night_lock import NightLock, NightLockError
+    from sleep_pipeline.registry import RegistryError
+
+    registry, records = _register_and_records(project_root(), env)
+    if not records:
+        raise click.ClickException("No night is here to be registered: fetch them with `dvc pull` first.")
+    try:
+        with NightLock(registry.folder):
+            new = registry.restore(records)
+    except (RegistryError, NightLockError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(
+        f"Entered: {', '.join(f'night {number}' for number in new)}." if new else "Every night is known already."
+    )
+
+
 @dvc.command()
 @click.option("--night", type=click.IntRange(min=1), required=True, help="The night whose stage is about to run.")
 @click.option("--env", "-e", envvar="KEDRO_ENV", default=None, help="Configuration environment.")
 def ready(night: int, env: str | None) -> None:
-    """End with status 1 if a night is registered, since then no stage of it may run again; stages begin with this."""
-    from sleep_pipeline.cli import project_root
-    from sleep_pipeline.configuration import config_loader, folder
-    from sleep_pipeline.registry import NightRegistry, RegistryError
+    """End with status 1 if no stage of a night may run; stages begin with this.
 
-    project = project_root()
-    registry = NightRegistry(folder(project, config_loader(project, env), "models_folder"))
+    That is so if the night is registered, or if nights that were fetched are not: it would not grow from them.
+    """
+    from sleep_pipeline.cli import project_root
+    from sleep_pipeline.registry import RegistryError
+
+    registry, records = _register_and_records(project_root(), env)
     try:
-        registered = night in registry.nights()
+        nights = registry.nights()
     except RegistryError as error:
         raise click.ClickException(str(error)) from error
-    if registered:
+    strangers = [str(record["number"]) for record in records if record["number"] not in nights]
+    if strangers:
+        raise click.ClickException(
+            f"The files of night {', '.join(strangers)} are here, but {registry.path} does not know of them: run "
+            "`sleep-pipeline dvc restore` first, or move them away"
+        )
+    if night in nights:
         raise click.ClickException(
             f"Night {night} is registered and is not lived again; its files are untouched. To finish one that was cut "
             f"short: kedro run --pipelines=sleep --params=night={night}. To accept it as it is: dvc commit. To live "

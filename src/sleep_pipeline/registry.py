@@ -212,6 +212,49 @@ class NightRegistry:
         if night.status != "rejected" or kept != aliases:
             self._write({**nights, number: replace(night, status="rejected")}, kept)
 
+    def restore(self, records: Iterable[Mapping[str, Any]]) -> list[int]:
+        """Enter nights that were lived elsewhere, as each of them told when it was registered.
+
+        Nights that are known already stay as they are. If the last night is new here, the aliases are those that it
+        told; a rollback after it is not among them.
+
+        Args:
+            records: `dataclasses.asdict` of each night, and under `aliases` the register's aliases at that time.
+
+        Returns:
+            The numbers of the nights that were entered.
+
+        Raises:
+            RegistryError: a record is damaged, a night that others stand on is missing, or the register knows another
+                night by the same number.
+        """
+        nights, aliases = self._read()
+        new: dict[int, Night] = {}
+        for record in records:
+            told = dict(record)
+            try:
+                named: dict[Alias, int] = dict(told.pop("aliases"))
+                night = Night.from_json(told)
+            except (KeyError, TypeError, ValueError) as error:
+                raise RegistryError(f"the record of a night is damaged ({error}): fetch it with `dvc pull`") from error
+            known = nights.get(night.number)
+            if known is None:
+                if night.number > max([*nights, *new], default=BASE):
+                    aliases = named
+                new[night.number] = night
+            elif (known.manifest_digest, known.parent) != (night.manifest_digest, night.parent):
+                raise RegistryError(
+                    f"night {night.number} is registered with the manifest {known.manifest_digest} (from "
+                    f"{_name(known.parent)}), but its record tells of {night.manifest_digest} (from "
+                    f"{_name(night.parent)}): these are two lives; move {self.path} away to take up the other one"
+                )
+        together = {**nights, **new}
+        for number in (*together, *aliases.values()):
+            _ancestry(together, number)
+        if new:
+            self._write(together, aliases)
+        return sorted(new)
+
     def rollback(self) -> Night | None:
         """Swap the champion and the previous champion; return the new champion, None for the base model.
 

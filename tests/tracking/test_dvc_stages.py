@@ -1,10 +1,11 @@
 """The nights as stages of DVC."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -143,15 +144,20 @@ def test_rendering_keeps_what_stands_above_and_replaces_what_is_below() -> None:
     assert read["vars"] == [{"nights": night_items(2)}]
 
 
-@pytest.fixture
-def project(project_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def copied(project_root: Path, folder: Path) -> Path:
     """This project's configuration and nights, without data."""
-    folder = tmp_path / "project"
     shutil.copytree(project_root / "conf", folder / "conf", ignore=shutil.ignore_patterns("local"))
     for name in ("conf/local", "src"):
         (folder / name).mkdir()
     for name in ("pyproject.toml", "dvc.yaml"):
         shutil.copy(project_root / name, folder)
+    return folder
+
+
+@pytest.fixture
+def project(project_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of this project, without data, in which commands run."""
+    folder = copied(project_root, tmp_path / "project")
     monkeypatch.chdir(folder)
     monkeypatch.setattr("sys.path", list(sys.path))
     monkeypatch.setattr("kedro.framework.project.PACKAGE_NAME", None)
@@ -179,50 +185,91 @@ def test_a_registered_night_is_not_ready_and_the_next_one_is(project: Path) -> N
     assert CliRunner().invoke(cli, ["dvc", "ready", "--night=2"]).exit_code == 0
 
 
-@pytest.fixture
-def repository(project_root: Path, project: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """A function that runs a command in a git and DVC repository with the bundled week and nights of half a minute."""
-    shutil.rmtree(project / "src")
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(project_root / "src", project / "src", ignore=ignored)
-    for name in ("memories", "probes"):
-        shutil.copytree(project_root / "data/01_raw" / name, project / "data/01_raw" / name)
-    for name in (".gitignore", ".dvcignore"):
-        shutil.copy(project_root / name, project)
-    shutil.copy(project / "conf/smoke/parameters_night.yml", project / "conf/local")
-    (project / "conf/local/mlflow.yml").write_text("enabled: false\n", encoding="utf-8")
+def test_nights_that_were_fetched_must_be_restored_before_the_next_one(project: Path) -> None:
+    absent = CliRunner().invoke(cli, ["dvc", "restore"])
+    assert (absent.exit_code, "dvc pull" in absent.output) == (1, True)
+    night = Night(1, BASE, "night_001", "digest", "2026-11-25T03:00:00Z")
+    record = project / "data/08_reporting/night_001/registered.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps(asdict(night) | {"aliases": {"champion": 1, "previous_champion": BASE}}))
+    refused = CliRunner().invoke(cli, ["dvc", "ready", "--night=2"])
+    assert refused.exit_code == 1
+    assert "sleep-pipeline dvc restore" in refused.output
+    assert "night 1" in CliRunner().invoke(cli, ["dvc", "restore"]).output
+    registry = NightRegistry(project / "data/06_models")
+    assert (registry.champion(), registry.next_night()) == (night, 2)
+    assert CliRunner().invoke(cli, ["dvc", "ready", "--night=2"]).exit_code == 0
+    assert CliRunner().invoke(cli, ["dvc", "restore"]).exit_code == 0
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a copy of the project, on the copy's sources and one thread."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(project / "src"), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
-    def run(*command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
 
-    for command in (["git", "init", "-q"], ["dvc", "init", "-q"]):
-        result = run(*command)
-        assert result.returncode == 0, result.stderr
-    return run
+def do(folder: Path, *command: str) -> str:
+    """Run a command that must not fail, and return what it says."""
+    result = run(folder, *command)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def lived(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A git and DVC repository with the bundled week, whose first night was lived by DVC, in half a minute."""
+    folder = copied(project_root, tmp_path_factory.mktemp("dvc") / "project")
+    shutil.rmtree(folder / "src")
+    shutil.copytree(project_root / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("memories", "probes"):
+        shutil.copytree(project_root / "data/01_raw" / name, folder / "data/01_raw" / name)
+    for name in (".gitignore", ".dvcignore"):
+        shutil.copy(project_root / name, folder)
+    shutil.copy(folder / "conf/smoke/parameters_night.yml", folder / "conf/local")
+    (folder / "conf/local/.gitkeep").touch()
+    (folder / "conf/local/mlflow.yml").write_text("enabled: false\n", encoding="utf-8")
+    do(folder, "git", "init", "-q")
+    do(folder, "dvc", "init", "-q")
+    do(folder, "dvc", "repro", "evaluate@1")
+    return folder
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_night_by_dvc_is_lived_once_and_never_spoiled(
-    project: Path, repository: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
-    lived = repository("dvc", "repro", "evaluate@1")
-    assert lived.returncode == 0, lived.stdout[-3000:] + lived.stderr[-3000:]
-    assert list(NightRegistry(project / "data/06_models").nights()) == [1]
-    again = repository("dvc", "repro", "evaluate@1")
-    assert again.returncode == 0
-    assert "Running stage" not in again.stdout, "what is up to date is left alone"
+def test_a_night_that_was_pushed_can_be_used_in_a_fresh_clone(lived: Path, tmp_path: Path) -> None:
+    do(lived, "dvc", "remote", "add", "--default", "store", str(tmp_path / "store"))
+    do(lived, "dvc", "push")
+    do(lived, "git", "add", "--all")
+    do(lived, "git", "-c", "user.name=Test", "-c", "user.email=test@example.com", "commit", "-q", "--message=a night")
+    clone = tmp_path / "clone"
+    do(tmp_path, "git", "clone", "-q", str(lived), str(clone))
+    # Without a name DVC misses the nights of dvc.yaml that nobody has lived yet.
+    do(clone, "dvc", "pull", "--with-deps", "evaluate@1")
+    do(clone, "sleep-pipeline", "dvc", "restore")
 
-    weights = project / "data/06_models/night_001/adapter_model.safetensors"
+    here, there = NightRegistry(lived / "data/06_models"), NightRegistry(clone / "data/06_models")
+    assert (there.nights(), there.aliases()) == (here.nights(), here.aliases())
+    assert there.checkpoint(1).is_dir()
+    assert do(clone, "sleep-pipeline", "lineage", "--night=1") == do(lived, "sleep-pipeline", "lineage", "--night=1")
+    question = ("sleep-pipeline", "wake", "--night=1", "--question=Where does Mira work?", "--max-new-tokens=4")
+    assert do(clone, *question) == do(lived, *question)
+    assert "Running stage" not in do(clone, "dvc", "repro", "evaluate@1"), "what was fetched is up to date"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_night_by_dvc_is_lived_once_and_never_spoiled(lived: Path) -> None:
+    assert list(NightRegistry(lived / "data/06_models").nights()) == [1]
+    assert "Running stage" not in do(lived, "dvc", "repro", "evaluate@1"), "what is up to date is left alone"
+
+    weights = lived / "data/06_models/night_001/adapter_model.safetensors"
     before = weights.read_bytes()
-    settings = project / "conf/base/parameters_seeding.yml"
+    settings = lived / "conf/base/parameters_seeding.yml"
     settings.write_text(settings.read_text(encoding="utf-8").replace("rows: 48", "rows: 47"), encoding="utf-8")
-    refused = repository("dvc", "repro", "evaluate@1")
+    refused = run(lived, "dvc", "repro", "evaluate@1")
     assert refused.returncode != 0
     assert "Night 1 is registered and is not lived again" in refused.stdout + refused.stderr
     assert weights.read_bytes() == before
-    accepted = repository("dvc", "commit", "--force", "seed@1", "dream@1", "refine@1", "evaluate@1")
-    assert accepted.returncode == 0, accepted.stderr
-    assert "Running stage" not in repository("dvc", "repro", "evaluate@1").stdout
+    do(lived, "dvc", "commit", "--force", "seed@1", "dream@1", "refine@1", "evaluate@1")
+    assert "Running stage" not in do(lived, "dvc", "repro", "evaluate@1")

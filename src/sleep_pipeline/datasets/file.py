@@ -78,6 +78,11 @@ class FileDataset(AbstractDataset[Any, Any]):
         self._format = format
         self.metadata = metadata
 
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._path
+
     def load(self) -> Any:
         return self._read(self._path)
 

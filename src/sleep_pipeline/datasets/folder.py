@@ -19,6 +19,11 @@ class FolderDataset(AbstractDataset[NoReturn, Path]):
         self._filepath = PurePosixPath(filepath)
         self.metadata = metadata
 
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return Path(self._filepath)
+
     def load(self) -> Path:
         folder = Path(self._filepath)
         folder.mkdir(parents=True, exist_ok=True)

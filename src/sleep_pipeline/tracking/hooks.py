@@ -22,6 +22,7 @@ from sleep_pipeline.tracking.active import active_run, phase_run, set_active_run
 from sleep_pipeline.tracking.config import TrackingConfig
 from sleep_pipeline.tracking.flatten import clean_name, used_parameters
 from sleep_pipeline.tracking.git import GitState, git_state
+from sleep_pipeline.tracking.inputs import NightInputs
 from sleep_pipeline.tracking.registry import mirror
 from sleep_pipeline.tracking.run import TrackedRun
 
@@ -84,11 +85,13 @@ class MlflowHook:
         self._started: dict[str, float] = {}
         self._phased = False
         self._phase: str | None = None
+        self._inputs = NightInputs(Path())
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
         """Read the settings, so that a mistake in `mlflow.yml` shows before any work."""
         self._config = load_config(context.config_loader, context.project_path)
+        self._inputs = NightInputs(context.project_path)
 
     @hook_impl
     def before_pipeline_run(
@@ -121,13 +124,16 @@ class MlflowHook:
             run.log_text("\n".join(git.untracked), "git/untracked.txt")
 
     @hook_impl
-    def before_node_run(self, node: Node) -> None:
-        """Start the clock of `node`, and the run of its phase if it is the first of it."""
+    def before_node_run(self, node: Node, catalog: CatalogProtocol[Any, Any], inputs: dict[str, Any]) -> None:
+        """Start the run of a phase at its first node, record what `node` reads of the night, and start its clock."""
         run, phase = active_run(), _phase_of(node)
         if run is not None and self._phased and phase is not None and phase != self._phase:
             self._end_phase("FINISHED")
             self._phase = phase
             set_phase_run(run.child(phase, {"phase": phase}))
+        if run is not None and phase is not None:
+            child = phase_run()
+            self._inputs.record([run] if child is None else [run, child], catalog, inputs)
         self._started[node.name] = time.perf_counter()
 
     @hook_impl

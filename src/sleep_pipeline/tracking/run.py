@@ -9,7 +9,7 @@ import atexit
 import getpass
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from sleep_pipeline.tracking.sink import MlflowSink
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from mlflow.entities import DatasetInput
     from mlflow.tracking import MlflowClient
 
 logger = logging.getLogger(__name__)
@@ -112,6 +113,10 @@ class TrackedRun:
         """Set `tags`, replacing values that are there."""
         for name, value in tags.items():
             self.client.set_tag(self.run_id, clean_name(name), value)
+
+    def log_inputs(self, inputs: "Sequence[DatasetInput]") -> None:
+        """Record data sets that the run reads; one of the same name and digest that is there stays as it is."""
+        self.client.log_inputs(self.run_id, inputs)
 
     def log_text(self, text: str, artifact_file: str) -> None:
         """Store `text` as the artifact `artifact_file` (`folder/name.txt`)."""
