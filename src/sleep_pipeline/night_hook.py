@@ -25,8 +25,9 @@ class NightHook:
         self._release()
         if _EVALUATION in pipeline.inputs():
             from sleep_pipeline.evaluation.harness import fetch_harness
+            from sleep_pipeline.evaluation.settings import EvaluationSettings
 
-            fetch_harness(catalog.load(_EVALUATION).harness)
+            fetch_harness(EvaluationSettings.model_validate(catalog.load(_EVALUATION)).harness)
         if any("night" in node.tags for node in pipeline.nodes):
             lock = NightLock(catalog.load("models_folder"))
             lock.acquire()

@@ -83,7 +83,7 @@ def harness_scores(
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    found = simple_evaluate(
+    found: Any = simple_evaluate(
         model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size),
         tasks=list(settings.tasks),
         num_fewshot=settings.num_fewshot,
