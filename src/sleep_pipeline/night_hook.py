@@ -1,4 +1,4 @@
-"""The Kedro hook that lets one night run at a time."""
+"""The Kedro hook that lets one night run at a time, and none that could not be evaluated in the end."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from kedro.pipeline import Pipeline
 
 from sleep_pipeline.night_lock import NightLock
 
+_EVALUATION = "params:evaluation"
+
 
 class NightHook:
     """Holds the lock of a life while a pipeline of a night runs; a second run is told who has it."""
@@ -19,8 +21,13 @@ class NightHook:
 
     @hook_impl(tryfirst=True)
     def before_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> None:
-        """Take the lock before anything is recorded or computed."""
+        """Check what only the end of the night needs, and take the lock, before anything is recorded or computed."""
         self._release()
+        if _EVALUATION in pipeline.inputs():
+            from sleep_pipeline.evaluation.harness import fetch_harness
+            from sleep_pipeline.evaluation.settings import EvaluationSettings
+
+            fetch_harness(EvaluationSettings.model_validate(catalog.load(_EVALUATION)).harness)
         if any("night" in node.tags for node in pipeline.nodes):
             lock = NightLock(catalog.load("models_folder"))
             lock.acquire()

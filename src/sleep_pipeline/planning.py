@@ -155,6 +155,13 @@ def make_plan(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> Plan:
             f"night {night} would be refused in the end, since night {registry.next_night() - 1} is registered: run it "
             f"as night {registry.next_night()}"
         )
+    if "evaluate_night_node" in to_do:
+        from sleep_pipeline.evaluation.harness import check_harness
+
+        try:
+            check_harness(settings.evaluation.harness)
+        except (ModuleNotFoundError, NotADirectoryError, ValueError) as error:
+            problems.append(str(error))
     memories, contexts = _memories(catalog, registry, settings, night, to_do, problems)
     work = tuple(work_of(settings, to_do, contexts, parent != BASE, _questions(catalog, registry, parent)))
     timed = [node.seconds for node in nodes if not node.done and node.seconds is not None]

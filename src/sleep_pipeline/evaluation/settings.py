@@ -7,6 +7,28 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 from sleep_pipeline.evaluation.gate import GateSettings
 
 
+class HarnessSettings(BaseModel):
+    """Tasks of lm-evaluation-harness (extra `harness`).
+
+    Attributes:
+        tasks: names of tasks, groups or tags; none leaves the harness out.
+        include_path: folder with declarations of further tasks; their `!function`s are run as code.
+        limit: examples a task at most; None for all.
+        num_fewshot: examples before a question; None is each task's own number.
+        batch_size: requests at a time.
+        chat_template: whether questions are put as turns of a conversation.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tasks: tuple[str, ...] = ()
+    include_path: str | None = None
+    limit: PositiveInt | None = 100
+    num_fewshot: NonNegativeInt | None = None
+    batch_size: PositiveInt = 16
+    chat_template: bool = False
+
+
 class EvaluationSettings(BaseModel):
     """What a night is asked afterwards.
 
@@ -19,6 +41,7 @@ class EvaluationSettings(BaseModel):
             the text that comes with the package.
         max_invalid_share: share of the teacher's samples that may fail their checks before a night is not promoted.
         examples: questions that the report shows of each kind.
+        harness: tasks of lm-evaluation-harness that the model is asked besides; the gate does not look at them.
         gate: what a night must reach to be promoted.
     """
 
@@ -31,4 +54,5 @@ class EvaluationSettings(BaseModel):
     texts: tuple[str, ...] = ()
     max_invalid_share: float = Field(0.05, ge=0, le=1)
     examples: PositiveInt = 8
+    harness: HarnessSettings = Field(default_factory=HarnessSettings)
     gate: GateSettings = Field(default_factory=GateSettings)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sleep_pipeline.evaluation.settings import EvaluationSettings
+from sleep_pipeline.evaluation.settings import EvaluationSettings, HarnessSettings
 from sleep_pipeline.hardware import software
 from sleep_pipeline.night_model import MachineSettings, MemorySettings, NightModel, open_model
 from sleep_pipeline.night_number import folder_of
@@ -72,6 +72,9 @@ def evaluate_night(
     earlier = _of_night(reporting_folder, parent, METRICS)
     metrics = _metrics(opened, after, tonight, probes, earlier, evaluation, _texts(evaluation, raw_folder))
     metrics |= {"night": night, "parent": parent, "lessons": manifest["lessons"], "slot": manifest["slot"]}
+    harness = _harness(opened, earlier, evaluation.harness)
+    if harness:
+        metrics["harness"] = harness
     metrics["dreams"] = {name: value for name, value in dream_summary.items() if isinstance(value, int)}
     metrics["seconds"] = {
         **seed_summary["seconds"],
@@ -82,6 +85,8 @@ def evaluate_night(
     }
     flat = {f"night/{name}": value for name, value in metrics.items() if isinstance(value, float)}
     flat["night/seconds"] = sum(metrics["seconds"].values())
+    if harness:
+        flat |= harness["scores"] | {f"{name}_before": value for name, value in harness["before"].items()}
     night_sink().log_metrics(flat | _values("night", metrics), step=night)
     replies = pd.concat([*answers, tonight], ignore_index=True)
     # What was not measured has no number, rather than one that is none.
@@ -182,6 +187,24 @@ def _metrics(
         "base": base,
         "probes": len(probes),
     }
+
+
+def _harness(opened: NightModel, earlier: dict[str, Any] | None, settings: HarnessSettings) -> dict[str, Any]:
+    """Scores in the tasks of lm-evaluation-harness after the night, and before it where they are known."""
+    from sleep_pipeline.evaluation.harness import harness_scores
+    from sleep_pipeline.memory import base_view
+
+    if not settings.tasks:
+        return {}
+    asked = settings.model_dump(mode="json", exclude={"batch_size"}, exclude_none=True)
+    scores = harness_scores(opened.model, opened.tokenizer, settings)
+    before: dict[str, float] = {}
+    if earlier is None:
+        with base_view(opened.model):
+            before = harness_scores(opened.model, opened.tokenizer, settings)
+    elif (known := earlier.get("harness", {})).get("asked") == asked:
+        before = known["scores"]
+    return {"asked": asked, "scores": scores, "before": before}
 
 
 def decide_night(
