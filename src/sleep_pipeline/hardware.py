@@ -25,6 +25,12 @@ def keep_freed_memory() -> None:
     libc.mallopt(top_pad, 256 * 2**20)
 
 
+def hand_back_memory() -> None:
+    """Hand back to the system what glibc keeps, which after steps of many shapes is half of a process's memory."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def pick_device(name: str) -> torch.device:
     """`auto` is the GPU if there is one; any other name is taken as it is."""
     import torch

@@ -139,7 +139,8 @@ def _hope(base: PreTrainedModel, answering: Answering, settings: MethodSettings,
     seeding = settings.seeding
     rows = seeding.rows + seeding.replay.stored_rows
     steps = seeding.optimizer.steps
-    return Hope(base, answering, settings.memory(fast=True, width=base.config.hidden_size), steps, rows, settings.fast_rate, seed)
+    memory = settings.memory(fast=True, width=base.config.hidden_size)
+    return Hope(base, answering, memory, steps, rows, settings.fast_rate, seed)
 
 
 def _sleep(sender: Sender) -> Maker:

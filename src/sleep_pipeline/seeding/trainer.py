@@ -35,6 +35,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from trl import GRPOConfig, GRPOTrainer
 
 from sleep_pipeline.generation.sampler import SamplingSettings, TransformersSampler
+from sleep_pipeline.hardware import hand_back_memory
 from sleep_pipeline.memory import base_view, state_of, teacher_view, trace_routing
 from sleep_pipeline.seeding.batches import Batch, batches, join_teachers, pad, positions
 from sleep_pipeline.seeding.checkpoints import load_trained, run_digest, save_trained
@@ -46,6 +47,8 @@ from sleep_pipeline.seeding.rewards import RewardFunction
 from sleep_pipeline.seeding.settings import SeedingSettings
 
 View = Callable[[], AbstractContextManager[None]]
+_TIDY_EVERY = 20
+"""Steps after which freed memory goes back to the system: more often costs time, more rarely memory."""
 
 
 class KnowledgeSeedingTrainer(GRPOTrainer):
@@ -282,6 +285,8 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         began = time.perf_counter()
+        if self.state.global_step % _TIDY_EVERY == 0:
+            hand_back_memory()
         device = self.accelerator.device
         pools = self._off_policy()
         off = [lesson for lessons in pools.values() for lesson in lessons]
