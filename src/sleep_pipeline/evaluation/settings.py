@@ -50,7 +50,7 @@ class EvaluationSettings(BaseModel):
     max_new_tokens: PositiveInt = 32
     batch_size: PositiveInt = 128
     teacher_probes: NonNegativeInt = 32
-    reading_questions: PositiveInt = 192
+    reading_questions: PositiveInt = 384
     texts: tuple[str, ...] = ()
     max_invalid_share: float = Field(0.05, ge=0, le=1)
     examples: PositiveInt = 8

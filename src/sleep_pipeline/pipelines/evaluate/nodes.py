@@ -168,7 +168,9 @@ def _metrics(
             read_before, perplexity_before = look()
         base = {"reading": read_before, "perplexity": perplexity_before}
     else:
-        read_before, perplexity_before, base = earlier["reading_answers"], earlier["perplexity"], earlier["base"]
+        # The questions are always the same ones in the same order; the last night may have been asked fewer or more.
+        read_before = earlier["reading_answers"][: len(read)]
+        perplexity_before, base = earlier["perplexity"], earlier["base"]
     metrics: dict[str, Any] = {}
     if len(probes):
         metrics |= {
@@ -214,10 +216,10 @@ def decide_night(
     from sleep_pipeline.evaluation.gate import decide, evidence
     from sleep_pipeline.evaluation.retention import Retention
 
-    matrix = Retention.from_json(retention)
+    matrix, before = Retention.from_json(retention), metrics["reading_answers_before"]
     found = evidence(
         matrix,
-        open_book=(metrics["reading_answers_before"], metrics["reading_answers"]),
+        open_book=(before, metrics["reading_answers"][: len(before)]),
         perplexity=(metrics["perplexity_before"], metrics["perplexity"]),
         validation_passed=seed_summary["validation_share"] >= 1 - evaluation.max_invalid_share,
     )
