@@ -132,7 +132,7 @@ def dry_run(root: Path, *arguments: str) -> str:
         ("run", ["kedro run"]),
         ("lint", ["ruff check", "ruff format --check", "mypy"]),
         ("test", ["ruff check", "ruff format --check", "mypy", "pytest"]),
-        ("test-fast", ['pytest -m "not slow"']),
+        ("test-fast", ["bin/pytest --numprocesses=logical", '-m "not slow"']),
         ("format", ["ruff format"]),
     ],
 )

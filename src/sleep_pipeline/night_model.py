@@ -52,7 +52,7 @@ class LevelSettings(_Settings):
     num_slots: int = Field(32, ge=2)
     rank: PositiveInt = 32
     top_k: PositiveInt | None = None
-    router: Literal["sigmoid", "null_softmax", "threshold"] = "sigmoid"
+    router: Literal["sigmoid", "null_softmax", "threshold"] = "threshold"
     router_bias: float = -2.0
     router_gain: PositiveFloat = 4.0
     base_width: PositiveInt = 64

@@ -264,7 +264,7 @@ class TestRandomExperts:
         assert torch.equal(cached, again)
 
     def test_it_comes_on_top_of_the_top_k(self) -> None:
-        model = self.model(top_k=1, rank=4, num_slots=6)
+        model = self.model(top_k=1, rank=4, num_slots=6, router="sigmoid")
         with random_experts(model, torch.Generator().manual_seed(5), 2), trace_routing(model, keep=True) as trace:
             model(input_ids=tokens())
         opened = trace.gates[1, 0][0] > 0
