@@ -126,7 +126,8 @@ class ScoreSettings(_Settings):
         interaction: of `greats`, what a chosen dream takes from one with the same gradient, as a share of its squared
             norm; about one over the number chosen makes their mean follow the held-out gradient.
         projection: of `influence`, side of each layer's projected gradient.
-        tokens_at_once: largest batch of a backward pass, padding included.
+        tokens_at_once: largest batch of a backward pass, padding included. Few stay in a CPU's caches and pad less;
+            a GPU may be faster with more.
         top_k: how many of the best are tried.
         random_b: how many of the others are tried, drawn at random.
         each: whether these numbers are for the whole `night` or for every `context`.
@@ -137,7 +138,7 @@ class ScoreSettings(_Settings):
     targets: tuple[str, ...] | None = None
     interaction: float = Field(0.1, ge=0)
     projection: PositiveInt = 8
-    tokens_at_once: PositiveInt = 4096
+    tokens_at_once: PositiveInt = 1024
     top_k: NonNegativeInt = 12
     random_b: NonNegativeInt = 4
     each: Literal["night", "context"] = "night"
