@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from kedro.framework.hooks import hook_impl
@@ -11,6 +14,35 @@ from kedro.pipeline import Pipeline
 from sleep_pipeline.night_lock import NightLock
 
 _EVALUATION = "params:evaluation"
+LEAST_FREE_MIB = 256.0
+"""Several times what a night of the embedded model leaves behind; `sleep-pipeline plan` says what any needs."""
+
+
+class NightRoomError(OSError):
+    """A night could not write down what it learns."""
+
+
+def check_room(folder: Path) -> None:
+    """Make sure that a night can write into a folder, which is made if it does not exist.
+
+    Raises:
+        NightRoomError: it cannot be written, or its disk is nearly full.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"a night")
+    except OSError as error:
+        raise NightRoomError(
+            f"{folder} cannot be written ({error.strerror}), and a night keeps its checkpoints there: make it "
+            "writable, or let models_folder of the catalog name another one"
+        ) from error
+    free = shutil.disk_usage(folder).free / 2**20
+    if free < LEAST_FREE_MIB:
+        raise NightRoomError(
+            f"the disk of {folder} has {free:.0f} MiB left, and a night needs at least {LEAST_FREE_MIB:.0f}: make room "
+            "first; nothing was begun"
+        )
 
 
 class NightHook:
@@ -29,7 +61,9 @@ class NightHook:
 
             fetch_harness(EvaluationSettings.model_validate(catalog.load(_EVALUATION)).harness)
         if any("night" in node.tags for node in pipeline.nodes):
-            lock = NightLock(catalog.load("models_folder"))
+            folder = Path(catalog.load("models_folder"))
+            check_room(folder)
+            lock = NightLock(folder)
             lock.acquire()
             self._lock = lock
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -31,11 +32,18 @@ def environment(folder: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1"}
 
 
-def night(folder: Path, *extra: str) -> subprocess.CompletedProcess[str]:
+def night(folder: Path, *extra: str, largest_file: int | None = None) -> subprocess.CompletedProcess[str]:
+    """Live a night, on request with a system that lets no file grow beyond a size, as a full disk would."""
+
+    def limit() -> None:
+        if largest_file is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+
     return subprocess.run(
         [*COMMAND, "--pipelines=sleep", *extra],
         cwd=folder,
         env=environment(folder),
+        preexec_fn=limit,
         capture_output=True,
         text=True,
         check=False,
@@ -66,7 +74,7 @@ def killed_once(folder: Path, seen: Path, seconds: float) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_night_that_was_killed_goes_on_and_ends_as_if_nothing_had_happened(
+def test_a_night_that_was_killed_or_found_its_disk_full_goes_on_and_ends_as_if_nothing_had_happened(
     project_root: Path, tmp_path: Path
 ) -> None:
     whole, broken = project(project_root, tmp_path / "whole"), project(project_root, tmp_path / "broken")
@@ -76,6 +84,11 @@ def test_a_night_that_was_killed_goes_on_and_ends_as_if_nothing_had_happened(
     data = broken / "data"
     killed_once(broken, data / "02_intermediate/smoke/night_001/memories.parquet", 0.5)
     killed_once(broken, data / "06_models/smoke/progress/night_001/expert/checkpoint-5", 0.0)
+    room = (broken / "mlflow.db").stat().st_size + 2**17
+    full = night(broken, largest_file=room)
+    assert full.returncode and "File too large" in full.stdout + full.stderr, "the disk was not full"
+    assert not list(NightRegistry(data / "06_models/smoke").nights())
+
     samples = data / "05_model_input/smoke/night_001/teacher_samples.parquet"
     before = samples.stat().st_mtime_ns
     result = night(broken)
