@@ -42,16 +42,20 @@ def compute_dtype(weight: Tensor) -> torch.dtype:
 
 
 def inverse_rms(x: Tensor) -> Tensor:
-    """Return `1 / rms(x)` over the last dimension, `[..., 1]`, accumulated in at least float32."""
+    """Return `1 / rms(x)` over the last dimension, `[..., 1]`, in at least float32."""
+    root = x.shape[-1] ** 0.5
     dtype = torch.promote_types(x.dtype, torch.float32)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
-    return x.shape[-1] ** 0.5 / (norm + EPS)
+    # (norm + EPS) / root in one operation: while one token is decoded, their number is what a memory costs.
+    return torch.rsub(norm, EPS / root, alpha=-1 / root).reciprocal()
 
 
-def rms(x: Tensor) -> Tensor:
-    """Return the root mean square over the last dimension, `[..., 1]`, accumulated in at least float32."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype) / x.shape[-1] ** 0.5
+def add_as_loud(output: Tensor, added: Tensor, block: Tensor) -> Tensor:
+    """Return `output + rms(block) added` in the dtype of `output`; all `[..., d]`."""
+    # Norms are accumulated in at least float32 in any case; float16 alone could not hold one.
+    dtype = torch.float32 if block.dtype == torch.float16 else block.dtype
+    norm = torch.linalg.vector_norm(block, dim=-1, keepdim=True, dtype=dtype)
+    return torch.addcmul(output, added, norm, value=output.shape[-1] ** -0.5).to(output.dtype)
 
 
 def hidden_units(x: Tensor, scale: Tensor, a_HD: Tensor, activation: str) -> Tensor:
@@ -77,9 +81,9 @@ def dense(x: Tensor, scale: Tensor, gates: Tensor, a_ERD: Tensor, b_ERD: Tensor,
     Returns:
         `[..., d]`.
     """
-    experts, rank, _ = a_ERD.shape
+    rank = a_ERD.shape[1]
     hidden = hidden_units(x, scale, a_ERD.flatten(0, 1), activation)
-    weighted = hidden.unflatten(-1, (experts, rank)) * gates.to(hidden.dtype).unsqueeze(-1)
+    weighted = hidden.view(*gates.shape, rank) * gates.to(hidden.dtype).unsqueeze(-1)
     return weighted.flatten(-2) @ b_ERD.flatten(0, 1)
 
 

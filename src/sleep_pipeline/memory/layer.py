@@ -16,7 +16,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from sleep_pipeline.memory.experts import rms
+from sleep_pipeline.memory.experts import add_as_loud
 from sleep_pipeline.memory.levels import Level
 from sleep_pipeline.memory.state import MemoryState, Plan
 
@@ -93,13 +93,13 @@ class ContinuumLayer(nn.Module, BaseTunerLayer):
                     x = x + levels[number - 1](x, entry, plan, number, self.index).to(x.dtype)
         result = self.base_layer(x, *args, **kwargs)
         output = result[0] if isinstance(result, tuple) else result
-        size = rms(output) if any(plan.levels[-1] is not None for _, plan in live) else None
+        spoken = output
         for levels, plan in live:
             slowest = plan.levels[-1]
-            if slowest is not None and size is not None:
+            if slowest is not None:
                 number = len(plan.levels)
                 added = levels[number - 1](x, slowest, plan, number, self.index)
-                output = output + (added.to(size.dtype) * size).to(output.dtype)
+                output = add_as_loud(output, added, spoken)
         return (output, *result[1:]) if isinstance(result, tuple) else output
 
     def switches(self) -> tuple[bool, list[str], list[tuple[MemoryState, Plan | None]]]:

@@ -136,12 +136,12 @@ class Level(nn.Module):
         """
         parts = []
         if plan.count:
-            logits = self._scores(x, scale, self.keys[: plan.count]) + self.offsets[: plan.count].to(scale.dtype)
+            logits = self._logits(x, scale, self.keys[: plan.count], self.offsets[: plan.count])
             mask = plan.mask(x.device)
             parts.append(logits if mask is None else logits.masked_fill(mask, -torch.inf))
         if plan.training:
             key = self.new_key.unsqueeze(0) * self.config.router_gain
-            parts.append(self._scores(x, scale, key) + self.new_offset.to(scale.dtype))
+            parts.append(self._logits(x, scale, key, self.new_offset))
         if not parts:
             return None, None
         router = ROUTERS[self.config.router]
@@ -159,8 +159,9 @@ class Level(nn.Module):
         return (gates[0] if plan.count else None), (gates[-1] if plan.training else None)
 
     @staticmethod
-    def _scores(x: Tensor, scale: Tensor, keys_ED: Tensor) -> Tensor:
-        return nn.functional.linear(in_dtype_of(x, keys_ED), keys_ED).to(scale.dtype) * scale
+    def _logits(x: Tensor, scale: Tensor, keys_ED: Tensor, offsets_E: Tensor) -> Tensor:
+        scores = nn.functional.linear(in_dtype_of(x, keys_ED), keys_ED)
+        return torch.addcmul(offsets_E, scores, scale)
 
     @torch.no_grad()
     def open_workspace(self, unlocks: int) -> None:

@@ -40,7 +40,9 @@ def threshold(logits_NE: Tensor) -> Tensor:
     `g_j = relu(sigmoid(s_j + b_j) - t) / (1 - t)` with `t = SHUT_BELOW`. A token that no key matches passes
     bit for bit unchanged.
     """
-    return torch.relu(torch.sigmoid(logits_NE) - SHUT_BELOW) / (1 - SHUT_BELOW)
+    rest = 1 - SHUT_BELOW
+    # (sigmoid - t) / (1 - t) in one operation.
+    return torch.rsub(torch.sigmoid(logits_NE), -SHUT_BELOW / rest, alpha=-1 / rest).relu()
 
 
 ROUTERS: dict[str, Router] = {"sigmoid": sigmoid, "null_softmax": null_softmax, "threshold": threshold}
