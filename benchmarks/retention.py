@@ -184,7 +184,7 @@ def run(
     model.to(device)
     model.set_attn_implementation("eager")
     days = [live(seed, number, documents) for number in range(nights)]
-    probe = live(seed, "never learned", 4 * documents)
+    probe = live(seed, "never learned", 16 * documents)
     open_book = [ask(model, tokenizer, day, open_book=True) for day in days]
     reading = [statistics.mean(ask(model, tokenizer, probe, open_book=True))]
     invented = [statistics.mean(ask(model, tokenizer, probe, open_book=False))]

@@ -12,6 +12,7 @@ from sleep_pipeline.seeding import lessons as module
 from sleep_pipeline.seeding.lesson_file import load_lessons, save_lessons
 from sleep_pipeline.seeding.lessons import (
     Lesson,
+    altered_texts,
     free_lessons,
     open_book_lessons,
     read_beliefs,
@@ -160,6 +161,30 @@ def test_lessons_in_reading_are_what_the_model_does_with_a_text_that_the_student
         whole = tiny_tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
         assert list(lesson.ids) == whole
         assert lesson.teacher_prompt == lesson.ids[: lesson.start]
+
+
+def test_an_altered_text_says_otherwise_what_the_most_similar_question_asks_of_another() -> None:
+    contexts = ["Mira lives in Osk. Her dog is Rex.", "Jon lives in Ule and has 12 cats."]
+    samples = [
+        TeacherSample(0, "quiz", "Where does Mira live?", "Osk.", 1.0),
+        TeacherSample(1, "quiz", "Where does Jon live?", "Ule", 1.0),
+        TeacherSample(1, "quiz", "How many cats has Jon?", "12", 1.0),
+        TeacherSample(0, "tell", "What of Mira?", "She keeps a dog in Osk.", 1.0),
+    ]
+    texts, asked = altered_texts(contexts, samples, 10, seed=0)
+    found = {(sample.question, sample.answer, texts[sample.context]) for sample in asked}
+    assert ("Where does Mira live?", "Ule", "Mira lives in Ule. Her dog is Rex.") in found
+    assert ("Where does Jon live?", "Osk.", "Jon lives in Osk and has 12 cats.") in found
+    assert {sample.question for sample in asked} == {sample.question for sample in samples[:3]}
+    assert [sample.context for sample in asked] == list(range(len(texts)))
+    assert altered_texts(contexts, samples, 1, seed=0)[1] == asked[:1]
+
+
+def test_an_answer_is_altered_as_a_word_and_by_none_that_the_text_holds() -> None:
+    samples = [TeacherSample(0, "quiz", "How many?", "1", 1.0), TeacherSample(1, "quiz", "How many?", "2", 1.0)]
+    texts, _ = altered_texts(["1 of 10, or 1 of 11", "2 of 12"], samples, 10, seed=0)
+    assert sorted(texts) == ["2 of 10, or 2 of 11"]
+    assert altered_texts(["1 of 2", "2 of 3"], samples[:1], 10, seed=0) == ([], [])
 
 
 def test_nothing_said_is_no_lesson(tiny_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,13 @@ The teacher's log-probabilities are read once (`divergences.CachedTeacher`), so 
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from rapidfuzz import fuzz, process
 
 from sleep_pipeline.generation.modes import evaluating
 from sleep_pipeline.generation.sampler import SamplingSettings, TransformersSampler
@@ -113,6 +116,53 @@ def reading_lessons(lessons: Sequence[Lesson]) -> list[Lesson]:
         for lesson in lessons
         if lesson.teacher_prompt
     ]
+
+
+def altered_texts(
+    contexts: Sequence[str], samples: Sequence[TeacherSample], count: int, seed: int
+) -> tuple[list[str], list[TeacherSample]]:
+    """Tonight's texts with one thing changed, each with the question that it now answers otherwise.
+
+    What a text says comes before what is remembered, and nothing shows it as hard as a text that contradicts a memory:
+    an expert that is open there is wrong. The answer in the text is replaced by the one to the most similar question
+    whose answer is another, which tells of a thing of the same kind.
+
+    Args:
+        contexts: tonight's.
+        samples: what the teacher kept; those whose answer does not stand in their context as it is are passed over.
+        count: texts at most.
+        seed: decides which samples.
+
+    Returns:
+        The texts, and a sample about each.
+    """
+    texts: list[str] = []
+    asked: list[TeacherSample] = []
+    # The words of a question that stand in its text are mostly names, and say nothing of its kind.
+    words = [set(re.findall(r"\w+", context)) for context in contexts]
+    kinds = [
+        " ".join(word for word in re.findall(r"\w+", sample.question) if word not in words[sample.context])
+        for sample in samples
+    ]
+    for place in random.Random(seed).sample(range(len(samples)), len(samples)):
+        if len(texts) >= count:
+            break
+        sample = samples[place]
+        said = re.compile(rf"(?<!\w){re.escape(sample.answer.rstrip('.'))}(?!\w)")
+        if not said.search(contexts[sample.context]):
+            continue
+        others = [
+            None if other.answer in contexts[sample.context] else kind
+            for kind, other in zip(kinds, samples, strict=True)
+        ]
+        nearest = process.extractOne(kinds[place], others, scorer=fuzz.token_sort_ratio)
+        if nearest is None:
+            continue
+        other = samples[nearest[2]].answer
+        text = said.sub(lambda _, other=other: other.rstrip("."), contexts[sample.context])
+        asked.append(TeacherSample(len(texts), "altered", sample.question, other, 1.0))
+        texts.append(text)
+    return texts, asked
 
 
 def self_made_documents(

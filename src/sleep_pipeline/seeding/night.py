@@ -21,6 +21,7 @@ from sleep_pipeline.memory import CONTEXT, Journal, Pair, base_view, consolidati
 from sleep_pipeline.seeding.judges import Judge, LikelihoodJudge, Trio
 from sleep_pipeline.seeding.lessons import (
     Lesson,
+    altered_texts,
     free_lessons,
     open_book_lessons,
     read_beliefs,
@@ -140,6 +141,8 @@ def gather(
                 model, tokenizer, documents, settings.teacher, replay.open_book_replies, 1000 * seed + 18
             )
         if replay.open_book_rows:
+            texts, asked = altered_texts(contexts, data.samples, replay.altered_texts, 1000 * seed + 20)
+            open_book += read_beliefs(model, tokenizer, texts, asked, settings.teacher.top_k, student_reads=True)
             open_book += free_lessons(
                 model,
                 tokenizer,

@@ -27,6 +27,8 @@ class ReplaySettings(_Settings):
         open_book_documents: documents that the model makes up every night to read about; 0 for none.
         open_book_replies: what it says about each.
         document_tokens: where such a document is cut, and dropped.
+        altered_texts: of tonight's texts with one answer put for another, to read what stands there and not what is
+            remembered; 0 for none.
         free_texts: texts that the model begins of itself every night, to go on speaking as it does; 0 for none.
         free_text_tokens: of each.
         base_reader: whether documents, what is said about them, and free texts come from the model without its experts,
@@ -39,15 +41,16 @@ class ReplaySettings(_Settings):
 
     stored_rows: NonNegativeInt = 96
     stored_capacity: PositiveInt = 6000
-    open_book_rows: NonNegativeInt = 16
-    open_book_capacity: PositiveInt = 600
+    open_book_rows: NonNegativeInt = 32
+    open_book_capacity: PositiveInt = 1200
     open_book_documents: NonNegativeInt = 12
     open_book_replies: PositiveInt = 4
     document_tokens: PositiveInt = 160
+    altered_texts: NonNegativeInt = 96
     free_texts: NonNegativeInt = 48
     free_text_tokens: PositiveInt = 64
     base_reader: bool = True
-    settled_share: float = Field(0.0, ge=0, le=1)
+    settled_share: float = Field(0.3, ge=0, le=1)
     gate_penalty: float = Field(0.0, ge=0)
 
 
