@@ -42,11 +42,13 @@ from sleep_pipeline.environment import apply_defaults
 from sleep_pipeline.evaluation.retention import Retention
 from sleep_pipeline.generation.replies import greedy_replies
 from sleep_pipeline.hardware import keep_freed_memory
-from sleep_pipeline.memory import ContinuumMemoryConfig, LevelConfig
+from sleep_pipeline.memory import ContinuumMemoryConfig
 from sleep_pipeline.memory.digest import base_digest
+from sleep_pipeline.night_model import MemorySettings
 from sleep_pipeline.seeding.settings import SeedingSettings
 
 DOCUMENTS, FACTS = 8, 4
+MEMORY = MemorySettings()
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,10 @@ def ask(model: Any, tokenizer: Any, day: Day, open_book: bool) -> list[int]:
     return [int(reply.strip() == question.answer) for reply, question in zip(replies, day.questions, strict=True)]
 
 
-def memory(nights: int, router: str = "threshold", rank: int = 32) -> ContinuumMemoryConfig:
-    """One level with a slot a night, and the one that stays free for merging."""
-    return ContinuumMemoryConfig(levels=[LevelConfig(num_slots=nights + 1, rank=rank, router=router)])
+def memory(nights: int, layers: int, starts_at: float = MEMORY.starts_at, **changes: Any) -> ContinuumMemoryConfig:
+    """The default memory with a slot a night, and the one that stays free for merging."""
+    level = MEMORY.levels[0].model_copy(update={"num_slots": nights + 1, **changes})
+    return MemorySettings(levels=(level,), starts_at=starts_at).config(layers)
 
 
 Maker = Callable[[Any, Any, SeedingSettings, int, int], Learner]
@@ -105,7 +108,8 @@ def sleeping(change: dict[str, Any] | None = None, **memory_changes: Any) -> Mak
 
     def make(model: Any, tokenizer: Any, settings: SeedingSettings, nights: int, seed: int) -> Learner:
         changed = SeedingSettings.model_validate(merged(settings.model_dump(by_alias=True), change or {}))
-        return Sleep(model, tokenizer, changed, memory(nights, **memory_changes), seed)
+        config = memory(nights, model.config.num_hidden_layers, **memory_changes)
+        return Sleep(model, tokenizer, changed, config, seed)
 
     return make
 
@@ -122,10 +126,11 @@ def tuning(data: Any, lora: bool, replay: bool = False, anchor: float = 0.0, rat
         rank = None
         if lora:
             config = model.config
-            # An expert has two matrices [rank, d] a layer; a LoRA of rank 1 has in + out a linear layer.
+            # An expert has two matrices [rank, d] a layer with a memory; a LoRA of rank 1 has in + out a linear layer.
             linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features < 4096]
             each = sum(m.in_features + m.out_features for m in linear)
-            rank = max(1, nights * 32 * 2 * config.hidden_size * config.num_hidden_layers // each)
+            carrying = len(MEMORY.layers(config.num_hidden_layers))
+            rank = max(1, nights * MEMORY.levels[0].rank * 2 * config.hidden_size * carrying // each)
         return FineTuning(model, tokenizer, settings, data, rank, replay, anchor, rate, seed)
 
     return make
@@ -147,6 +152,7 @@ METHODS: dict[str, Maker] = {
     "on_policy_share": sleeping({"lambda": 0.125}),
     "on_policy_only": sleeping({"lambda": 1.0}),
     "no_replay": sleeping({"replay": {"stored_rows": 0, "open_book_rows": 0}}),
+    "all_layers": sleeping(starts_at=0.0, rank=32),
     "router_null_softmax": sleeping(router="null_softmax"),
     "router_sigmoid": sleeping(router="sigmoid"),
 }

@@ -50,7 +50,7 @@ class LevelSettings(_Settings):
 
     period: PositiveInt | None = None
     num_slots: int = Field(32, ge=2)
-    rank: PositiveInt = 32
+    rank: PositiveInt = 64
     top_k: PositiveInt | None = None
     router: Literal["sigmoid", "null_softmax", "threshold"] = "threshold"
     router_bias: float = -2.0
@@ -59,17 +59,32 @@ class LevelSettings(_Settings):
 
 
 class MemorySettings(_Settings):
-    """The memory of a life; it cannot be changed after its first night."""
+    """The memory of a life; it cannot be changed after its first night.
+
+    Attributes:
+        levels: fastest first.
+        activation: between an expert's two matrices.
+        starts_at: share of the decoder layers, from below, that carry no memory, rounded down. They read; an expert
+            among them sees a question before attention has brought it together with a text, and cannot tell whether
+            the text or the memory should answer it.
+    """
 
     levels: tuple[LevelSettings, ...] = (LevelSettings(),)
     activation: Literal["silu", "relu", "identity"] = "silu"
+    starts_at: float = Field(0.5, ge=0, lt=1)
 
-    def config(self) -> ContinuumMemoryConfig:
-        """As PEFT takes it."""
+    def layers(self, of: int) -> list[int]:
+        """Which of so many decoder layers carry a memory."""
+        return list(range(int(self.starts_at * of), of))
+
+    def config(self, layers: int) -> ContinuumMemoryConfig:
+        """As PEFT takes it, for a model of so many decoder layers."""
         from sleep_pipeline.memory import ContinuumMemoryConfig, LevelConfig
 
         return ContinuumMemoryConfig(
-            levels=[LevelConfig(**level.model_dump()) for level in self.levels], activation=self.activation
+            levels=[LevelConfig(**level.model_dump()) for level in self.levels],
+            activation=self.activation,
+            layers_to_transform=self.layers(layers),
         )
 
 
@@ -145,33 +160,40 @@ def open_model(
     from peft import PeftModel, get_peft_model
 
     from sleep_pipeline.memory import state_of
+    from sleep_pipeline.memory.blocks import find_mlp_blocks
     from sleep_pipeline.seeding.replay import ReplayStore
 
     base, tokenizer = open_base(name, machine)
+    layers = len(find_mlp_blocks(base))
+    wanted = memory.config(layers)
     model: Any
     if checkpoint is None:
-        model = get_peft_model(base, memory.config())
+        model = get_peft_model(base, wanted)
         store = ReplayStore(replay.stored_capacity, replay.open_book_capacity)
     else:
         check_files(checkpoint)
         model = PeftModel.from_pretrained(base, str(checkpoint), is_trainable=True)
-        _same_memory(asdict(memory.config())["levels"], asdict(state_of(model).config)["levels"], checkpoint)
+        _same_memory(wanted, state_of(model).config, layers, checkpoint)
         store = ReplayStore.load(checkpoint / REPLAY)
     return NightModel(model.eval(), tokenizer, store)
 
 
-def _same_memory(asked: list[dict[str, Any]], found: list[dict[str, Any]], checkpoint: Path) -> None:
-    if asked == found:
-        return
+def _same_memory(wanted: ContinuumMemoryConfig, saved: ContinuumMemoryConfig, layers: int, checkpoint: Path) -> None:
+    asked, found = asdict(wanted)["levels"], asdict(saved)["levels"]
     differing = [
         f"level {number}: {name} is {level.get(name)!r}, asked for {value!r}"
-        for number, (wanted, level) in enumerate(zip(asked, found, strict=False), start=1)
-        for name, value in wanted.items()
+        for number, (sought, level) in enumerate(zip(asked, found, strict=False), start=1)
+        for name, value in sought.items()
         if level.get(name) != value
     ]
     if len(asked) != len(found):
         differing = [f"it has {len(found)} levels, asked for {len(asked)}"]
-    raise ValueError(
-        f"the memory of {checkpoint} is not that of the settings ({'; '.join(differing)}): a memory keeps its "
-        "form for life; set `memory` back, or begin a new life in another folder (globals: life)"
-    )
+    # A memory that names no layers has one in each.
+    first, meant = (min(config.layers_to_transform or range(layers)) for config in (saved, wanted))
+    if first != meant:
+        differing.append(f"starts_at: it starts at layer {first} of {layers}, asked for layer {meant}")
+    if differing:
+        raise ValueError(
+            f"the memory of {checkpoint} is not that of the settings ({'; '.join(differing)}): a memory keeps its "
+            "form for life; set `memory` back, or begin a new life in another folder (globals: life)"
+        )

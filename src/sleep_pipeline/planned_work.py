@@ -210,7 +210,8 @@ def needs_of(settings: Settings, last_night: int | None, disk_free: int) -> Need
     experts, disk = None, last_night
     if shape is not None:
         layers, width = shape
-        one = [2 * level.rank * width * layers * _FLOAT for level in settings.memory.levels]
+        carrying = len(settings.memory.layers(layers))
+        one = [2 * level.rank * width * carrying * _FLOAT for level in settings.memory.levels]
         slots = [level.num_slots for level in settings.memory.levels]
         experts = sum(size * count for size, count in zip(one, slots, strict=True)) + _COPIES_IN_TRAINING * one[0]
         if disk is None:

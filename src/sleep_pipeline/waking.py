@@ -84,7 +84,8 @@ def wake_night(registry: NightRegistry, number: int, machine: MachineSettings) -
     checkpoint = registry.checkpoint(number)
     parent = registry.night(number).parent
     manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-    memory = MemorySettings.model_validate(manifest["memory"])
+    # Before lives could leave layers out, all of them had a memory.
+    memory = MemorySettings.model_validate({"starts_at": 0.0, **manifest["memory"]})
     opened = open_model(manifest["base_model"]["name"], machine, memory, ReplaySettings(), checkpoint)
     before = _before(opened.model, number, parent, registry)
     label = f"night {parent}" if parent != BASE else "base model"

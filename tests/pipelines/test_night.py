@@ -168,7 +168,7 @@ def test_every_preset_is_a_night_that_could_run(project_root: Path, preset: str)
     DreamingSettings.model_validate(parameters["dreaming"])
     EvaluationSettings.model_validate(parameters["evaluation"])
     MachineSettings.model_validate(parameters["machine"])
-    assert MemorySettings.model_validate(parameters["memory"]).config().levels
+    assert MemorySettings.model_validate(parameters["memory"]).config(4).levels
     life = loader["globals"]["life"]
     assert (life == ".") == (preset in ("base", "gpu")), "another base model must not grow from this one's nights"
 

@@ -1,0 +1,65 @@
+"""A life's memory: which layers carry it, and what a checkpoint of another form is told."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sleep_pipeline.datasets.pretrained import MANIFEST
+from sleep_pipeline.night_model import LevelSettings, MachineSettings, MemorySettings, StorePart, open_model
+from sleep_pipeline.seeding.settings import ReplaySettings
+
+LEVELS = (LevelSettings(num_slots=3, rank=4),)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, tiny_settings: Any, tiny_tokenizer: Any) -> str:
+    from sleep_pipeline.pretraining.trainer import build_model
+
+    folder = tmp_path_factory.mktemp("base")
+    architecture = tiny_settings.architecture.model_copy(update={"num_layers": 2})
+    build_model(architecture, tiny_tokenizer, seed=0).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def opened(base: str, checkpoint: Path | None = None, **memory: Any) -> Any:
+    settings = MemorySettings(levels=LEVELS, **memory)
+    return open_model(base, MachineSettings(device="cpu"), settings, ReplaySettings(), checkpoint)
+
+
+def saved(night: Any, folder: Path) -> Path:
+    night.model.save_pretrained(str(folder))
+    StorePart(night.store).save_pretrained(str(folder))
+    (folder / MANIFEST).write_text("{}", encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("share, of, first", [(0.0, 4, 0), (0.5, 4, 2), (0.5, 5, 2), (0.99, 3, 2), (0.5, 1, 0)])
+def test_the_memory_starts_at_a_share_of_the_depth_and_the_last_layer_has_one(
+    share: float, of: int, first: int
+) -> None:
+    assert MemorySettings(starts_at=share).layers(of) == list(range(first, of))
+
+
+def test_layers_below_the_start_are_the_base_models_own(base: str) -> None:
+    from sleep_pipeline.memory.layer import ContinuumLayer
+
+    layers = [module.index for module in opened(base).model.modules() if isinstance(module, ContinuumLayer)]
+    assert layers == [1]
+
+
+def test_a_checkpoint_whose_memory_starts_elsewhere_is_refused_with_the_remedy(base: str, tmp_path: Path) -> None:
+    checkpoint = saved(opened(base), tmp_path / "night")
+    opened(base, checkpoint)
+    with pytest.raises(ValueError, match="starts at layer 1 of 2, asked for layer 0.*set `memory` back"):
+        opened(base, checkpoint, starts_at=0.0)
+
+
+def test_a_memory_that_names_no_layers_has_one_in_each(base: str, tmp_path: Path) -> None:
+    night = opened(base, starts_at=0.0)
+    night.model.peft_config["default"].layers_to_transform = None
+    checkpoint = saved(night, tmp_path / "night")
+    opened(base, checkpoint, starts_at=0.0)
+    with pytest.raises(ValueError, match="starts at layer 0 of 2, asked for layer 1"):
+        opened(base, checkpoint)
