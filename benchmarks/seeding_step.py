@@ -18,10 +18,10 @@ ratio within one, its interval their least and greatest.
 - `distillation_saying`: the rival as it comes, on the same questions: the student says all 48 answers.
 
 **Memory of a step** at a vocabulary of 151,936: a random Qwen3 of two narrow layers with a memory, 8 rows of 256
-tokens, of which 240 are compared, fp32. Each side runs in a process of its own; what counts is the peak of the second
-step above what the process held before it (resident memory, or what is allocated on a GPU). `live` is ours with
-`lambda` 1, whose teacher runs in the step as the rival's does. `whole` is `live` with all logits at once, to show that
-the measurement would see them.
+tokens, of which 240 are compared, fp32. Each side runs in a process of its own; what counts is the peak of its first
+step above what the process held before it: resident memory, with the C library's allocator as it comes, or what is
+allocated on a GPU. `live` is ours with `lambda` 1, whose teacher runs in the step as the rival's does. `whole` is
+`live` with all logits at once, to show that the measurement would see them.
 """
 
 from __future__ import annotations
@@ -322,15 +322,13 @@ class Prompter:
 
 
 class Watermark(TrainerCallback):  # type: ignore[misc]
-    """Bytes held before the second step, and the most during it."""
+    """Bytes held before the first step, and the most during it."""
 
     def __init__(self, device: str) -> None:
         self.cuda = device.startswith("cuda")
         self.before = self.peak = 0
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step != 1:
-            return
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
             self.before = torch.cuda.memory_allocated()
@@ -339,9 +337,8 @@ class Watermark(TrainerCallback):  # type: ignore[misc]
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is held now
         self.before = _status("VmRSS")
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == 2:
-            self.peak = torch.cuda.max_memory_allocated() if self.cuda else _status("VmHWM")
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.peak = torch.cuda.max_memory_allocated() if self.cuda else _status("VmHWM")
 
 
 def _status(name: str) -> int:
@@ -379,17 +376,17 @@ def wide_lessons(teacher: Any, tokenizer: PreTrainedTokenizerBase) -> list[Lesso
 
 
 def peak_of(side: str, device: str) -> dict[str, int]:
-    """Bytes before and at most during the second step of one side, measured in this process."""
+    """Bytes before and at most during a step of one side, measured in this process."""
     teacher, tokenizer = wide_model(device), load_model()[1]
     lessons = wide_lessons(teacher, tokenizer)
     student = asleep(wide_model(device))
     answer = WIDE_LENGTH - PROMPT
-    settings = settings_of(float(side in ("live", "whole")), WIDE_ROWS, 2, "fp32", max_new_tokens=answer, gamma=0.0)
+    settings = settings_of(float(side in ("live", "whole")), WIDE_ROWS, 1, "fp32", max_new_tokens=answer, gamma=0.0)
     mark = Watermark(device)
     with tempfile.TemporaryDirectory() as folder:
         trainer: Any
         if side == "distillation":
-            rows = [(lesson.ids[:PROMPT], lesson.ids[PROMPT:]) for lesson in lessons] * settings.optimizer.steps
+            rows = [(lesson.ids[:PROMPT], lesson.ids[PROMPT:]) for lesson in lessons]
             trainer = rival(student, teacher, tokenizer, settings, folder, rows=rows)
         else:
             reward = imitation_reward(0.0, settings.imitation.threshold, None)
@@ -424,11 +421,14 @@ def peaks(device: str, threads: int, repetitions: int, sides: Sequence[str]) -> 
 def main() -> None:
     """Run, print a table, and write the JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="2 repetitions of 5 steps, and memory once")
+    parser.add_argument("--quick", action="store_true", help="2 repetitions of 4 steps, and one of memory")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="bf16", choices=("bf16", "fp32"), help="of the seconds, on both sides")
     parser.add_argument("--clock", default="wall", choices=list(CLOCKS), help="cpu on a busy machine without a GPU")
+    parser.add_argument("--only", choices=("seconds", "memory"), help="leave the other half out")
+    parser.add_argument("--repetitions", type=int, help="of either half; default 7 and 5, with --quick 2 and 1")
+    parser.add_argument("--steps", type=int, help="of a repetition; default 22, with --quick 4")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     parser.add_argument("--measure", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -437,32 +437,39 @@ def main() -> None:
     if arguments.measure:
         print(json.dumps(peak_of(arguments.measure, arguments.device)))
         return
-    # Step 20 is one of those after which ours hands memory back.
-    repetitions, steps, processes = (2, 5, 1) if arguments.quick else (7, 22, 5)
-    sides = SIDES[:3] if arguments.quick else SIDES
-    figures = peaks(arguments.device, arguments.threads, processes, sides)
-    if arguments.device == "cpu":
-        keep_freed_memory()  # as in a night, for both sides
-    timed = Steps(arguments.device, steps, arguments.precision, arguments.clock)
-    figures = timed.figures(repetitions) | figures
-    protocol = {
-        "rows": ROWS,
-        "on_policy": ON_POLICY,
-        "steps": steps,
-        "repetitions": repetitions,
-        "tokens_a_step": timed.tokens(),
-        "precision": arguments.precision,
-        "memory": {
+    if arguments.steps is not None and arguments.steps < 2:
+        parser.error(f"--steps is {arguments.steps}; give at least 2, since the first only warms up")
+    # Twenty steps are as many as ours takes between two times that it hands memory back.
+    steps = arguments.steps or (4 if arguments.quick else 22)
+    repetitions = {
+        "seconds": arguments.repetitions or (2 if arguments.quick else 7),
+        "memory": arguments.repetitions or (1 if arguments.quick else 5),
+    }
+    figures: dict[str, dict[str, Any]] = {}
+    protocol: dict[str, Any] = {"rival": "trl.DistillationTrainer, beta 0, interleaved", "repetitions": repetitions}
+    if arguments.only != "memory":
+        if arguments.device == "cpu":
+            keep_freed_memory()  # as in a night, for both sides
+        timed = Steps(arguments.device, steps, arguments.precision, arguments.clock)
+        figures |= timed.figures(repetitions["seconds"])
+        protocol["seconds"] = {
+            "rows": ROWS,
+            "on_policy": ON_POLICY,
+            "steps": steps,
+            "tokens_a_step": timed.tokens(),
+            "precision": arguments.precision,
+        }
+    if arguments.only != "seconds":
+        sides = ("live", "distillation") if arguments.quick else SIDES
+        figures |= peaks(arguments.device, arguments.threads, repetitions["memory"], sides)
+        protocol["memory"] = {
             "vocabulary": VOCABULARY,
             "rows": WIDE_ROWS,
             "length": WIDE_LENGTH,
             "compared": WIDE_LENGTH - PROMPT,
-            "processes": processes,
             "whole_logits_of_one_side_mib": WIDE_ROWS * (WIDE_LENGTH - PROMPT) * VOCABULARY * 4 / 2**20,
-        },
-        "rival": "trl.DistillationTrainer, beta 0, interleaved",
-        **machine(arguments.device, arguments.clock),
-    }
+        }
+    protocol |= machine(arguments.device, arguments.clock)
     report(figures, TARGETS, protocol, arguments.json)
 
 
