@@ -20,8 +20,8 @@ ratio within one, its interval their least and greatest.
 **Memory of a step** at a vocabulary of 151,936: a random Qwen3 of two narrow layers with a memory, 8 rows of 256
 tokens, of which 240 are compared, fp32. Each side runs in a process of its own; what counts is the peak of its first
 step above what the process held before it: resident memory, with the C library's allocator as it comes, or what is
-allocated on a GPU. `live` is ours with `lambda` 1, whose teacher runs in the step as the rival's does. `whole` is
-`live` with all logits at once, to show that the measurement would see them.
+allocated on a GPU. `live` is ours with `lambda` 1, whose teacher runs in the step as the rival's does. The file of
+figures also says what the logits of one side would take if they were held whole.
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ from sleep_pipeline.environment import apply_defaults
 from sleep_pipeline.generation.sampler import Reply
 from sleep_pipeline.hardware import hand_back_memory, keep_freed_memory
 from sleep_pipeline.memory import CONTEXT, Consolidation, ContinuumMemoryConfig, LevelConfig
-from sleep_pipeline.seeding import divergences
 from sleep_pipeline.seeding.divergences import cache_teacher
 from sleep_pipeline.seeding.judges import LikelihoodJudge
 from sleep_pipeline.seeding.lessons import Lesson, read_beliefs
@@ -62,7 +61,7 @@ from sleep_pipeline.seeding.trainer import KnowledgeSeedingTrainer
 
 ROWS, ON_POLICY = 48, 0.125
 VOCABULARY, WIDE_ROWS, WIDE_LENGTH, PROMPT = 151_936, 8, 256, 16
-SIDES = ("cached", "live", "distillation", "whole")
+SIDES = ("cached", "live", "distillation")
 TARGETS = {
     "cached_over_distillation": "<= 1.1",
     "mixed_over_distillation": "<= 1.1",
@@ -381,7 +380,7 @@ def peak_of(side: str, device: str) -> dict[str, int]:
     lessons = wide_lessons(teacher, tokenizer)
     student = asleep(wide_model(device))
     answer = WIDE_LENGTH - PROMPT
-    settings = settings_of(float(side in ("live", "whole")), WIDE_ROWS, 1, "fp32", max_new_tokens=answer, gamma=0.0)
+    settings = settings_of(float(side == "live"), WIDE_ROWS, 1, "fp32", max_new_tokens=answer, gamma=0.0)
     mark = Watermark(device)
     with tempfile.TemporaryDirectory() as folder:
         trainer: Any
@@ -392,8 +391,6 @@ def peak_of(side: str, device: str) -> dict[str, int]:
             reward = imitation_reward(0.0, settings.imitation.threshold, None)
             trainer = Uncut(student, settings, lessons, tokenizer, reward, output_dir=folder)
             trainer.sampler = Prompter(lessons)
-        if side == "whole":
-            divergences.LOGITS_AT_A_TIME = WIDE_ROWS * WIDE_LENGTH * VOCABULARY
         trainer.add_callback(mark)
         trainer.train()
     return {"before": mark.before, "peak": mark.peak}
@@ -446,13 +443,14 @@ def main() -> None:
         "memory": arguments.repetitions or (1 if arguments.quick else 5),
     }
     figures: dict[str, dict[str, Any]] = {}
-    protocol: dict[str, Any] = {"rival": "trl.DistillationTrainer, beta 0, interleaved", "repetitions": repetitions}
+    protocol: dict[str, Any] = {"rival": "trl.DistillationTrainer, beta 0, interleaved"}
     if arguments.only != "memory":
         if arguments.device == "cpu":
             keep_freed_memory()  # as in a night, for both sides
         timed = Steps(arguments.device, steps, arguments.precision, arguments.clock)
         figures |= timed.figures(repetitions["seconds"])
         protocol["seconds"] = {
+            "repetitions": repetitions["seconds"],
             "rows": ROWS,
             "on_policy": ON_POLICY,
             "steps": steps,
@@ -463,6 +461,7 @@ def main() -> None:
         sides = ("live", "distillation") if arguments.quick else SIDES
         figures |= peaks(arguments.device, arguments.threads, repetitions["memory"], sides)
         protocol["memory"] = {
+            "repetitions": repetitions["memory"],
             "vocabulary": VOCABULARY,
             "rows": WIDE_ROWS,
             "length": WIDE_LENGTH,
