@@ -33,6 +33,9 @@ class TrialSettings(BaseModel):
             Low saves arithmetic (CPU), 1 makes few large stacks (a GPU that waits for launches).
         precision: `model` computes in the dtype of the model; `bf16` under autocast. The adapters and their optimiser
             are kept in float32 or better either way.
+        workers: processes that stacks are spread over by Ray (extra `ray`), each with a copy of the model and a memory
+            budget of its own; 0 trains in this process. They pay off from some minutes of trials on, since starting
+            them takes ten seconds or more.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,6 +53,7 @@ class TrialSettings(BaseModel):
     memory_budget: PositiveInt = 2 * 2**30
     max_padding: float = Field(0.1, ge=0, le=1)
     precision: Literal["model", "bf16"] = "model"
+    workers: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _sensible(self) -> TrialSettings:
