@@ -62,10 +62,10 @@ class NightHook:
 
             fetch_harness(EvaluationSettings.model_validate(catalog.load(_EVALUATION)).harness)
         if _DREAMING in pipeline.inputs():
-            from sleep_pipeline.dreaming.extras import check_workers
+            from sleep_pipeline.dreaming.extras import check_night
             from sleep_pipeline.dreaming.settings import DreamingSettings
 
-            check_workers(DreamingSettings.model_validate(catalog.load(_DREAMING)).trials.workers)
+            check_night(DreamingSettings.model_validate(catalog.load(_DREAMING)))
         if any("night" in node.tags for node in pipeline.nodes):
             folder = Path(catalog.load("models_folder"))
             check_room(folder)

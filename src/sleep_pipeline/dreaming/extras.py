@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+from sleep_pipeline.dreaming.settings import DreamingSettings
 from sleep_pipeline.hardware import usable_cores
+
+
+def check_night(settings: DreamingSettings) -> None:
+    """Make sure that a night can dream as its settings say, before it begins.
+
+    Raises:
+        ModuleNotFoundError: Ray is needed and not installed.
+        ValueError: there are to be more workers than cores, or dreams are to be sampled by vLLM.
+    """
+    check_workers(settings.trials.workers)
+    if settings.dreams.engine == "vllm":
+        raise ValueError(
+            "dreaming.dreams.engine=vllm serves the base model and a LoRA adapter alone, and a night dreams with the "
+            "experts of its memory: set transformers"
+        )
 
 
 def check_workers(count: int, device: str = "cpu") -> None:

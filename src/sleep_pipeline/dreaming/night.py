@@ -174,7 +174,8 @@ def dream_night(
     check_workers(settings.trials.workers, model.device.type)
     clock: dict[str, float] = {}
     with _timed(clock, "sampling"):
-        data = sample_dreams(model, tokenizer, contexts, settings.dreams, seed, older, progress)
+        sleeper = model if dreamer is None else dreamer
+        data = sample_dreams(sleeper, tokenizer, contexts, settings.dreams, seed, older, progress)
     with nullcontext() if dreamer is None else dreamer.disable_adapter():
         return judge_dreams(
             model,

@@ -105,7 +105,10 @@ class DreamSettings(_Settings):
         random_expert: whether every router opens one more expert of the memory, drawn for each dream.
         random_gate: how far that one opens where the router has it less open.
         unknown: answers that say that nothing is known; a pair with one is left out of its dream.
-        batch_size: dreams at a time.
+        batch_size: dreams at a time; vLLM makes its own batches.
+        engine: `transformers` samples from the model where it is; `vllm` (extra `vllm`, a GPU) faster from large ones,
+            but only from the base model and a LoRA dreamer: not in a night, which dreams with its memory's experts.
+        share_of_gpu: of `vllm`, how much of the GPU's whole memory it may take beside the model.
     """
 
     prompts: list[DreamPrompt] = Field(default_factory=_dream_prompts, min_length=1)
@@ -116,6 +119,8 @@ class DreamSettings(_Settings):
     random_gate: float = Field(1.0, gt=0, le=1)
     unknown: tuple[str, ...] = ("I do not know.",)
     batch_size: PositiveInt = 64
+    engine: Literal["transformers", "vllm"] = "transformers"
+    share_of_gpu: float = Field(0.5, gt=0, lt=1)
 
 
 class ScoreSettings(_Settings):
