@@ -110,7 +110,6 @@ def test_an_error_in_a_worker_is_an_error_here(workers: Workers) -> None:
 
 def test_nothing_is_told_of_its_use_and_there_is_no_dashboard(workers: Workers) -> None:
     import ray
-    from ray._private.usage import usage_lib
 
     def switch(model: nn.Module, trials: Sequence[int]) -> list[str]:
         return [os.environ["RAY_USAGE_STATS_ENABLED"]] * len(trials)
@@ -118,8 +117,7 @@ def test_nothing_is_told_of_its_use_and_there_is_no_dashboard(workers: Workers) 
     model = tiny_models.build()
     workers.hold(model)
     assert {trial.outcome for trial in run_trials(model, DREAMS, SETTINGS, switch, workers).trials} == {"0"}
-    assert not usage_lib.usage_stats_enabled()
-    assert not ray._private.worker.global_worker.node.webui_url
+    assert ray.init(ignore_reinit_error=True, log_to_driver=False).dashboard_url in (None, "")
 
 
 CONTEXTS = ["Mira lives in Osk.", "Osk has 12 inns."]
