@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from sleep_pipeline.environment import TELEMETRY_SWITCHES
+from sleep_pipeline.hardware import usable_cores
 
 # Without one of these no night starts; their versions are also what a bug report needs.
 REQUIRED_PACKAGES = (
@@ -51,13 +52,6 @@ def _versions() -> Iterator[Finding]:
             yield Finding(name, importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
             yield Finding(name, "not installed", "run `make setup`")
-
-
-def usable_cores() -> int:
-    """Return the number of cores this process may use, which a container may limit."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def memory_limit(cgroup: Path = Path("/sys/fs/cgroup/memory.max")) -> int:

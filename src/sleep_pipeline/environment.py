@@ -17,6 +17,8 @@ DEFAULTS: dict[str, str] = {
     "GX_ANALYTICS_ENABLED": "false",
     "RAY_USAGE_STATS_ENABLED": "0",
     "VLLM_NO_USAGE_STATS": "1",
+    # By default Ray's workers give way to whatever else runs, and a busy machine then never lets them start.
+    "RAY_worker_niceness": "0",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "TRL_EXPERIMENTAL_SILENCE": "1",
     # Forked data loaders deadlock behind the tokenizers' thread pool.

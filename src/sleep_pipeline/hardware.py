@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import platform
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,13 @@ def hand_back_memory() -> None:
     """Hand back to the system what glibc keeps, which after steps of many shapes is half of a process's memory."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def usable_cores() -> int:
+    """The number of cores this process may use, which a container may limit."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def pick_device(name: str) -> torch.device:

@@ -13,6 +13,7 @@ from kedro.pipeline import Pipeline
 
 from sleep_pipeline.night_lock import NightLock
 
+_DREAMING = "params:dreaming"
 _EVALUATION = "params:evaluation"
 LEAST_FREE_MIB = 256.0
 """Several times what a night of the embedded model leaves behind; `sleep-pipeline plan` says what any needs."""
@@ -60,6 +61,11 @@ class NightHook:
             from sleep_pipeline.evaluation.settings import EvaluationSettings
 
             fetch_harness(EvaluationSettings.model_validate(catalog.load(_EVALUATION)).harness)
+        if _DREAMING in pipeline.inputs():
+            from sleep_pipeline.dreaming.extras import check_night
+            from sleep_pipeline.dreaming.settings import DreamingSettings
+
+            check_night(DreamingSettings.model_validate(catalog.load(_DREAMING)))
         if any("night" in node.tags for node in pipeline.nodes):
             folder = Path(catalog.load("models_folder"))
             check_room(folder)

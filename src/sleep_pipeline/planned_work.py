@@ -222,7 +222,7 @@ def needs_of(settings: Settings, last_night: int | None, disk_free: int) -> Need
         disk_free=disk_free,
         base=weights,
         experts=experts,
-        trials=settings.dreaming.trials.memory_budget,
+        trials=settings.dreaming.trials.memory_budget * max(1, settings.dreaming.trials.workers),
         memory_free=int(psutil.virtual_memory().available),
     )
 

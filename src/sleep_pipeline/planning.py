@@ -162,6 +162,13 @@ def make_plan(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> Plan:
             check_harness(settings.evaluation.harness)
         except (ModuleNotFoundError, NotADirectoryError, ValueError) as error:
             problems.append(str(error))
+    if "dream_night_node" in to_do:
+        from sleep_pipeline.dreaming.extras import check_night
+
+        try:
+            check_night(settings.dreaming)
+        except (ModuleNotFoundError, ValueError) as error:
+            problems.append(str(error))
     memories, contexts = _memories(catalog, registry, settings, night, to_do, problems)
     work = tuple(work_of(settings, to_do, contexts, parent != BASE, _questions(catalog, registry, parent)))
     timed = [node.seconds for node in nodes if not node.done and node.seconds is not None]

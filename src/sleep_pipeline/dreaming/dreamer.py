@@ -23,6 +23,7 @@ from sleep_pipeline.dreaming.night import DreamReport, dream_night
 from sleep_pipeline.dreaming.rest_em import RestEmReport, rest_em, trial_reward
 from sleep_pipeline.dreaming.settings import DREAMER, DreamingSettings, RestEmSettings
 from sleep_pipeline.dreaming.tau import Probe
+from sleep_pipeline.dreaming.workers import hire
 from sleep_pipeline.memory import add_beside
 
 if TYPE_CHECKING:
@@ -134,8 +135,9 @@ def dream_and_improve(
         return ImprovedNight(report, skipped=_too_few(len(known), len(set(contexts))))
     train, held_out = hold_out(known, settings.rest_em, seed)
     judged: list[DreamReport] = []
-    reward = trial_reward(model, dreamer, tokenizer, asked, settings, judged.append)
-    rounds = rest_em(dreamer, tokenizer, train, held_out, reward, settings.rest_em, settings.dreams, seed, older)
+    with hire(model, settings.trials) as workers:
+        reward = trial_reward(model, dreamer, tokenizer, asked, settings, judged.append, workers)
+        rounds = rest_em(dreamer, tokenizer, train, held_out, reward, settings.rest_em, settings.dreams, seed, older)
     on_train, on_held_out = (
         [report for report in judged if report.contexts == tuple(side)] for side in (train, held_out)
     )

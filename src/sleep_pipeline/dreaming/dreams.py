@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from sleep_pipeline.dreaming.settings import DreamPrompt, DreamSettings
 from sleep_pipeline.generation.likelihood import encode_reply
-from sleep_pipeline.generation.sampler import SamplingSettings, TransformersSampler
+from sleep_pipeline.generation.sampler import Sampler, SamplingSettings, TransformersSampler
 from sleep_pipeline.seeding.teacher import Message, read_pairs, same_answer, shares
 
 if TYPE_CHECKING:
@@ -103,15 +103,18 @@ def sample_dreams(
         progress: whether to show a bar.
 
     Raises:
-        ValueError: a context and a dream do not fit into the model's window, or every prompt combines and there is
-            nothing older.
+        ModuleNotFoundError: `settings.engine` is not installed.
+        ValueError: a context and a dream do not fit into the model's window, every prompt combines and there is
+            nothing older, or `settings.engine` cannot serve the view that the model is in.
     """
     requests = _requests(contexts, settings, seed, older)
     dropped: Counter[str] = Counter()
     dreams: dict[tuple[int, object], DreamText] = {}
     sampling = SamplingSettings(settings.max_new_tokens, settings.temperature, batch_size=settings.batch_size)
-    with _extra_experts(model, len(requests), settings, seed) as hold:
-        sampler = TransformersSampler(model, tokenizer, sampling, on_rows=hold)
+    with (
+        _extra_experts(model, len(requests), settings, seed) as hold,
+        _sampler(model, tokenizer, settings, sampling, hold) as sampler,
+    ):
         title = "dreams" if progress else None
         drawn = sampler.sample([request.messages() for request in requests], seed=seed, progress=title)
     for request, (reply,) in zip(requests, drawn, strict=True):
@@ -192,6 +195,23 @@ def _gist(prompt: DreamPrompt, pairs: Sequence[tuple[str, str]]) -> object:
     """What two dreams of one context have in common if they say the same."""
     plain = [(" ".join(q.casefold().split()), " ".join(a.casefold().split())) for q, a in pairs]
     return frozenset(plain) if prompt.form == "pairs" else plain[0][1]
+
+
+@contextmanager
+def _sampler(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: DreamSettings,
+    sampling: SamplingSettings,
+    hold: Callable[[Sequence[int]], None] | None,
+) -> Iterator[Sampler]:
+    if settings.engine == "transformers":
+        yield TransformersSampler(model, tokenizer, sampling, on_rows=hold)
+        return
+    from sleep_pipeline.generation.vllm_sampler import VllmSampler
+
+    with VllmSampler(model, tokenizer, sampling, settings.share_of_gpu) as sampler:
+        yield sampler
 
 
 @contextmanager

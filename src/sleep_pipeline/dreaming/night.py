@@ -19,6 +19,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from sleep_pipeline.dreaming.dreams import DreamText, sample_dreams, to_rows
+from sleep_pipeline.dreaming.extras import check_workers
 from sleep_pipeline.dreaming.racing import race
 from sleep_pipeline.dreaming.rewards import Verdict, baseline_of_others, judge
 from sleep_pipeline.dreaming.rows import Dream, fault
@@ -26,6 +27,7 @@ from sleep_pipeline.dreaming.scores import Kept, score, select
 from sleep_pipeline.dreaming.settings import DreamingSettings, RewardSettings
 from sleep_pipeline.dreaming.tau import Marks, Probe, held_out_rows, make_measure
 from sleep_pipeline.dreaming.trials import run_trials
+from sleep_pipeline.dreaming.workers import Workers, workers_for
 from sleep_pipeline.memory.blocks import text_config
 from sleep_pipeline.seeding.teacher import TeacherSample
 
@@ -166,11 +168,14 @@ def dream_night(
         dreamer: whose adapter, on the same network, is on while it dreams and off in the trials.
 
     Raises:
-        ValueError: see `sample_dreams`, `score` and `judge`.
+        ModuleNotFoundError: an extra that the settings need is not installed.
+        ValueError: see `sample_dreams`, `score`, `judge` and `check_workers`.
     """
+    check_workers(settings.trials.workers, model.device.type)
     clock: dict[str, float] = {}
     with _timed(clock, "sampling"):
-        data = sample_dreams(model, tokenizer, contexts, settings.dreams, seed, older, progress)
+        sleeper = model if dreamer is None else dreamer
+        data = sample_dreams(sleeper, tokenizer, contexts, settings.dreams, seed, older, progress)
     with nullcontext() if dreamer is None else dreamer.disable_adapter():
         return judge_dreams(
             model,
@@ -199,6 +204,7 @@ def judge_dreams(
     dropped: Counter[str] | None = None,
     random_experts: bool = False,
     seconds: dict[str, float] | None = None,
+    workers: Workers | None = None,
 ) -> DreamReport:
     """The second half of `dream_night`: score, choose, try and reward dreams that are there already.
 
@@ -214,6 +220,8 @@ def judge_dreams(
         dropped: for the report.
         random_experts: for the report.
         seconds: for the report; the parts of this half are added.
+        workers: processes for the trials, which are given the model as it is; None for those that
+            `settings.trials.workers` asks for, for these dreams alone.
     """
     clock = {} if seconds is None else dict(seconds)
     measure = make_measure(tokenizer, probes, settings.tau)
@@ -238,9 +246,9 @@ def judge_dreams(
 
     def run(which: Sequence[int], numbers: Sequence[int]) -> list[Marks]:
         copies = [Dream(made[index].rows, seed=1000 * seed + number) for index in which for number in numbers]
-        return [trial.outcome for trial in run_trials(model, copies, settings.trials, measure).trials]
+        return [trial.outcome for trial in run_trials(model, copies, settings.trials, measure, hired).trials]
 
-    with _timed(clock, "trials"):
+    with _timed(clock, "trials"), workers_for(model, settings.trials, workers) if chosen else nullcontext() as hired:
         marks = _marks(chosen, run, tau, settings.rewards)
     verdicts = tau.verdicts(marks)
     judged = []

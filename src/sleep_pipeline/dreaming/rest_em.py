@@ -24,6 +24,7 @@ from sleep_pipeline.dreaming.night import DreamReport, judge_dreams
 from sleep_pipeline.dreaming.rows import Row, losses, side_by_side
 from sleep_pipeline.dreaming.settings import DreamingSettings, DreamSettings, RestEmSettings
 from sleep_pipeline.dreaming.tau import Probe
+from sleep_pipeline.dreaming.workers import Workers
 from sleep_pipeline.generation.likelihood import encode_reply
 
 if TYPE_CHECKING:
@@ -161,6 +162,7 @@ def trial_reward(
     probes: Mapping[str, Sequence[tuple[str, str]]],
     settings: DreamingSettings,
     note: Callable[[DreamReport], None] | None = None,
+    workers: Workers | None = None,
 ) -> Reward:
     """Reward dreams by isolated trials of the model without its dreamer's adapter.
 
@@ -173,6 +175,7 @@ def trial_reward(
         probes: by context, questions with answers.
         settings: of scores, trials, measure and rewards.
         note: told of every report, in order.
+        workers: processes for all trials; None for those that `settings.trials.workers` asks for, anew each time.
     """
 
     def earned(contexts: Sequence[str], data: DreamData, seed: int) -> list[float]:
@@ -192,6 +195,7 @@ def trial_reward(
                 asked=data.asked,
                 dropped=data.dropped,
                 random_experts=data.random_experts,
+                workers=workers,
             )
         if note is not None:
             note(report)

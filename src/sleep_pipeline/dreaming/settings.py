@@ -33,6 +33,9 @@ class TrialSettings(BaseModel):
             Low saves arithmetic (CPU), 1 makes few large stacks (a GPU that waits for launches).
         precision: `model` computes in the dtype of the model; `bf16` under autocast. The adapters and their optimiser
             are kept in float32 or better either way.
+        workers: processes that stacks are spread over by Ray (extra `ray`), each with a copy of the model and a memory
+            budget of its own; 0 trains in this process. They pay off from some minutes of trials on, since starting
+            them takes ten seconds or more.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,6 +53,7 @@ class TrialSettings(BaseModel):
     memory_budget: PositiveInt = 2 * 2**30
     max_padding: float = Field(0.1, ge=0, le=1)
     precision: Literal["model", "bf16"] = "model"
+    workers: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _sensible(self) -> TrialSettings:
@@ -101,7 +105,10 @@ class DreamSettings(_Settings):
         random_expert: whether every router opens one more expert of the memory, drawn for each dream.
         random_gate: how far that one opens where the router has it less open.
         unknown: answers that say that nothing is known; a pair with one is left out of its dream.
-        batch_size: dreams at a time.
+        batch_size: dreams at a time; vLLM makes its own batches.
+        engine: `transformers` samples from the model where it is; `vllm` (extra `vllm`, a GPU) faster from large ones,
+            but only from the base model and a LoRA dreamer: not in a night, which dreams with its memory's experts.
+        share_of_gpu: of `vllm`, how much of the GPU's whole memory it may take beside the model.
     """
 
     prompts: list[DreamPrompt] = Field(default_factory=_dream_prompts, min_length=1)
@@ -112,6 +119,8 @@ class DreamSettings(_Settings):
     random_gate: float = Field(1.0, gt=0, le=1)
     unknown: tuple[str, ...] = ("I do not know.",)
     batch_size: PositiveInt = 64
+    engine: Literal["transformers", "vllm"] = "transformers"
+    share_of_gpu: float = Field(0.5, gt=0, lt=1)
 
 
 class ScoreSettings(_Settings):

@@ -56,6 +56,11 @@ class StackedLora:
         chosen = {name: Factors(f.down[rows], f.up[rows]) for name, f in self.layers.items()}
         return StackedLora(chosen, self.scale)
 
+    def to(self, device: torch.device | str) -> StackedLora:
+        """The same adapters on a device."""
+        moved = {name: Factors(f.down.to(device), f.up.to(device)) for name, f in self.layers.items()}
+        return StackedLora(moved, self.scale)
+
 
 def stack(adapters: Sequence[StackedLora]) -> StackedLora:
     """Put stacks of adapters for the same layers one behind the other.

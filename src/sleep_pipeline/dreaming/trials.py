@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,12 @@ from sleep_pipeline.dreaming.rows import Dream, fault, losses, side_by_side
 from sleep_pipeline.dreaming.settings import TrialSettings
 from sleep_pipeline.dreaming.stacked_lora import Layout, StackedLora, adapters_on, lay_out
 from sleep_pipeline.memory.blocks import text_config
+
+if TYPE_CHECKING:
+    from sleep_pipeline.dreaming.workers import Workers
+
+_UNEVEN = 1.1
+"""How many times its share the busiest worker may have before a stack is cut."""
 
 
 class Evaluate(Protocol):
@@ -91,7 +97,11 @@ class Footprint:
 
 
 def run_trials(
-    model: nn.Module, dreams: Sequence[Dream], settings: TrialSettings, evaluate: Evaluate | None = None
+    model: nn.Module,
+    dreams: Sequence[Dream],
+    settings: TrialSettings,
+    evaluate: Evaluate | None = None,
+    workers: Workers | None = None,
 ) -> TrialReport:
     """Train an adapter on every dream, each isolated from the others, and judge the trained copies.
 
@@ -103,26 +113,74 @@ def run_trials(
         dreams: see `Dream`; those that cannot be tried are dropped with a reason.
         settings: see `TrialSettings`.
         evaluate: see `Evaluate`.
+        workers: processes that hold the model; None for those that `settings.workers` asks for, for this call alone.
 
     Raises:
         BlockError: the model has no decoder layers.
-        ValueError: `settings.targets` fit no layer, or `evaluate` returns another number of outcomes than of trials.
+        ModuleNotFoundError: there are to be workers, and Ray is not installed.
+        ValueError: `settings.targets` fit no layer, `evaluate` returns another number of outcomes than of trials, there
+            are to be more workers than cores or GPUs, or those given hold another model.
     """
+    if workers is None and settings.workers:
+        from sleep_pipeline.dreaming.workers import workers_for
+
+        with workers_for(model, settings) as hired:
+            return run_trials(model, dreams, settings, evaluate, hired)
     layout = lay_out(model, settings.rank, settings.alpha, settings.targets)
     config = text_config(model)
     window = getattr(config, "max_position_embeddings", None)
     faults = [fault(dream, window, config.vocab_size) for dream in dreams]
     fit = [index for index, reason in enumerate(faults) if reason is None]
-    trials: dict[int, Trial] = {}
     with _frozen(model), torch.enable_grad():
-        for group in _groups(model, layout, dreams, fit, settings):
-            flat, history = _train(model, layout, [dreams[index] for index in group], settings)
-            adapters = layout.views(flat)
-            outcomes = _judge(model, adapters, group, settings, evaluate)
-            for k, index in enumerate(group):
-                trials[index] = Trial(index, adapters.select([k]), tuple(history[k]), outcomes[k])
+        groups = _groups(model, layout, dreams, fit, settings)
+    if workers is None:
+        stacks = [run_stack(model, dreams, group, settings, evaluate) for group in groups]
+    else:
+        stacks = workers.run(model, dreams, share_out(groups, dreams, workers.count), settings, evaluate)
+    trials = {trial.index: trial for stack in stacks for trial in stack}
     dropped = tuple(Dropped(index, reason) for index, reason in enumerate(faults) if reason is not None)
     return TrialReport(tuple(trials[index] for index in fit), dropped)
+
+
+def run_stack(
+    model: nn.Module,
+    dreams: Sequence[Dream],
+    group: Sequence[int],
+    settings: TrialSettings,
+    evaluate: Evaluate | None = None,
+) -> list[Trial]:
+    """One stack of `run_trials`: the trials of the dreams in `group`, which can all be tried."""
+    layout = lay_out(model, settings.rank, settings.alpha, settings.targets)
+    with _frozen(model), torch.enable_grad():
+        flat, history = _train(model, layout, [dreams[index] for index in group], settings)
+        adapters = layout.views(flat)
+        outcomes = _judge(model, adapters, group, settings, evaluate)
+    return [Trial(index, adapters.select([k]), tuple(history[k]), outcomes[k]) for k, index in enumerate(group)]
+
+
+def share_out(groups: Sequence[Sequence[int]], dreams: Sequence[Dream], workers: int) -> list[list[int]]:
+    """Stacks for several workers, the largest first; the largest are cut until the workers have about equally much.
+
+    A stack that is not cut gives the same bits as in one process, one that is cut the same but for rounding.
+    """
+    shared = [list(group) for group in groups]
+    share = sum(_positions(group, dreams) for group in shared) / workers
+    while True:
+        shared.sort(key=lambda group: _positions(group, dreams), reverse=True)
+        loads = [0] * workers
+        for group in shared:
+            loads[loads.index(min(loads))] += _positions(group, dreams)
+        widest = next((at for at, group in enumerate(shared) if len(group) > 1), None)
+        if max(loads) <= _UNEVEN * share or widest is None:
+            return shared
+        group = shared.pop(widest)
+        shared += [group[: len(group) // 2], group[len(group) // 2 :]]
+
+
+def _positions(group: Sequence[int], dreams: Sequence[Dream]) -> int:
+    """Tokens of a stack's batch, padding included."""
+    depth, length = max(len(dreams[i].rows) for i in group), max(dreams[i].longest for i in group)
+    return len(group) * depth * length
 
 
 def measure_footprint(model: nn.Module, layout: Layout, dream: Dream, settings: TrialSettings) -> Footprint:
@@ -168,8 +226,7 @@ def _groups(
     groups: list[list[int]] = [[]]
     for index in order:
         grown = [*groups[-1], index]
-        depth, length = max(len(dreams[i].rows) for i in grown), max(dreams[i].longest for i in grown)
-        positions = len(grown) * depth * length
+        positions = _positions(grown, dreams)
         padding = 1 - sum(dreams[i].tokens for i in grown) / positions
         fits = footprint is None or footprint.of(len(grown), positions) <= settings.memory_budget
         few = settings.trials_at_once is None or len(grown) <= settings.trials_at_once

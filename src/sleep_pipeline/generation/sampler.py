@@ -86,6 +86,32 @@ class Sampler(Protocol):
         ...
 
 
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Conversation]) -> list[list[int]]:
+    """The tokens of conversations up to where the reply begins."""
+    return [
+        list(tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=True)["input_ids"])
+        for prompt in prompts
+    ]
+
+
+def check_window(model: PreTrainedModel, encoded: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    """Raise `ValueError` if a prompt and its reply do not fit into the model's window."""
+    window = getattr(model.config, "max_position_embeddings", None)
+    longest = max((len(ids) for ids in encoded), default=0)
+    if window is not None and longest + max_new_tokens > window:
+        raise ValueError(
+            f"a conversation of {longest} tokens and a reply of {max_new_tokens} do not fit into the model's window of "
+            f"{window} tokens; shorten the text or lower max_new_tokens"
+        )
+
+
+def end_marks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens by which the model may end a reply."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return sorted({token for token in (*ids, tokenizer.eos_token_id) if token is not None})
+
+
 def _nobody(rows: Sequence[int]) -> None:
     """Stand in for a listener."""
 
@@ -119,15 +145,7 @@ class TransformersSampler:
         Raises:
             ValueError: a prompt and its reply do not fit into the model's window.
         """
-        encoded = [
-            list(
-                self._tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=True)[
-                    "input_ids"
-                ]
-            )
-            for prompt in prompts
-        ]
-        return self.continue_ids(encoded, count, seed, progress)
+        return self.continue_ids(encode_prompts(self._tokenizer, prompts), count, seed, progress)
 
     def continue_ids(
         self, prompts: Sequence[Sequence[int]], count: int = 1, seed: int = 0, progress: str | None = None
@@ -140,7 +158,7 @@ class TransformersSampler:
         import torch
 
         encoded = [list(ids) for ids in prompts]
-        self._check_window(encoded)
+        check_window(self._model, encoded, self.settings.max_new_tokens)
         replies: list[list[Reply]] = [[] for _ in prompts]
         generator = torch.Generator().manual_seed(seed)
         noise = torch.rand(len(prompts), count, self.settings.max_new_tokens, generator=generator)
@@ -151,15 +169,6 @@ class TransformersSampler:
                 for index, drawn in zip(batch, self._draw(encoded, batch, noise[batch]), strict=True):
                     replies[index] = drawn
         return replies
-
-    def _check_window(self, encoded: Sequence[Sequence[int]]) -> None:
-        window = getattr(self._model.config, "max_position_embeddings", None)
-        longest = max((len(ids) for ids in encoded), default=0)
-        if window is not None and longest + self.settings.max_new_tokens > window:
-            raise ValueError(
-                f"a conversation of {longest} tokens and a reply of {self.settings.max_new_tokens} do not fit into the "
-                f"model's window of {window} tokens; shorten the text or lower max_new_tokens"
-            )
 
     def _batches(self, encoded: Sequence[Sequence[int]], count: int) -> Iterator[list[int]]:
         """Prompts of like length together, so that little is padded."""
@@ -175,7 +184,7 @@ class TransformersSampler:
         count, limit = noise_PCT.shape[1:]
         prompts = {"input_ids": [encoded[index] for index in batch]}
         padded = tokenizer.pad(prompts, padding_side="left", return_tensors="pt").to(device)
-        ends = self._ends()
+        ends = torch.tensor(end_marks(model, tokenizer), device=device, dtype=torch.long)
         noise = noise_PCT.flatten(0, 1).to(device)
         rows = len(batch) * count
         owners = [index for index in batch for _ in range(count)]
@@ -222,14 +231,6 @@ class TransformersSampler:
             self._reply(ids, values, ended_by) for ids, values in zip(said.tolist(), log_probs.tolist(), strict=True)
         ]
         return [drawn[start : start + count] for start in range(0, rows, count)]
-
-    def _ends(self) -> Tensor:
-        import torch
-
-        configured = getattr(self._model.generation_config, "eos_token_id", None)
-        ids = configured if isinstance(configured, list) else [configured]
-        known = {token for token in (*ids, self._tokenizer.eos_token_id) if token is not None}
-        return torch.tensor(sorted(known), device=self._model.device, dtype=torch.long)
 
     def _pick(self, logits_BV: Tensor, noise_B: Tensor) -> tuple[Tensor, Tensor]:
         """Token and log-probability of each row, by inverse CDF of the warped distribution."""
