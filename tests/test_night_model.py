@@ -52,7 +52,7 @@ def test_layers_below_the_start_are_the_base_models_own(base: str) -> None:
 def test_a_checkpoint_whose_memory_starts_elsewhere_is_refused_with_the_remedy(base: str, tmp_path: Path) -> None:
     checkpoint = saved(opened(base), tmp_path / "night")
     opened(base, checkpoint)
-    with pytest.raises(ValueError, match="starts at layer 1 of 2, asked for layer 0.*set `memory` back"):
+    with pytest.raises(ValueError, match=r"starts at layer 1 of 2, asked for layer 0.*set `memory` back"):
         opened(base, checkpoint, starts_at=0.0)
 
 
