@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from sleep_pipeline.baselines.dreaming_settings import ClassDreamSettings
 from sleep_pipeline.seeding.settings import OptimizerSettings, ReplaySettings, SeedingSettings
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class MethodSettings(BaseModel):
         day_steps: in which sleep's fast memory learns a task before the night; `hope` takes the steps of `seeding`.
         expert_rank: of a night's expert, at most the model's hidden size.
         slots: of experts.
+        dreaming: of `sleep_dreaming`; see `ClassDreamSettings`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -67,6 +70,7 @@ class MethodSettings(BaseModel):
     day_steps: PositiveInt = 50
     expert_rank: PositiveInt = 128
     slots: int = Field(16, ge=2)
+    dreaming: ClassDreamSettings = Field(default_factory=ClassDreamSettings)
 
     @property
     def tuning(self) -> SeedingSettings:
@@ -143,11 +147,13 @@ def _hope(base: PreTrainedModel, answering: Answering, settings: MethodSettings,
     return Hope(base, answering, memory, steps, rows, settings.fast_rate, seed)
 
 
-def _sleep(sender: Sender) -> Maker:
+def _sleep(sender: Sender, dreams: bool = False) -> Maker:
     def make(base: PreTrainedModel, answering: Answering, settings: MethodSettings, seed: int) -> LabelledLearner:
+        from sleep_pipeline.baselines.labelled_dreaming import DreamingSleep
         from sleep_pipeline.baselines.labelled_sleep import LabelledSleep
 
-        return LabelledSleep(
+        kind = partial(DreamingSleep, dreaming=settings.dreaming) if dreams else LabelledSleep
+        return kind(
             base,
             answering,
             settings.seeding,
@@ -173,6 +179,7 @@ METHODS: dict[str, Maker] = {
     "sleep": _sleep("fast"),
     "sleep_context": _sleep("context"),
     "sleep_both": _sleep("both"),
+    "sleep_dreaming": _sleep("fast", dreams=True),
 }
 
 
