@@ -28,9 +28,9 @@ DREAMING = ClassDreamSettings.model_validate(
                 "dreams": 3,
                 "max_new_tokens": 6,
             },
-            "scores": {"top_k": 2, "random_b": 0},
+            "scores": {"top_k": 2, "random_b": 0, "each": "context"},
             "trials": {"steps": 2, "rank": 2},
-            "rewards": {"seeds": 2, "test": "margin", "baseline": "before"},
+            "rewards": {"seeds": 2, "test": "margin", "scope": "all"},
             "tau": {"kind": "likelihood"},
             "rest_em": {"steps": 2, "rank": 2, "rows": 2},
         },
@@ -111,6 +111,8 @@ def test_no_dream_is_judged_by_what_seeding_or_the_dreamer_saw(
 
     def judged(model: Any, tokenizer: Any, contexts: Any, dreams: Any, probes: Any, *rest: Any, **more: Any) -> Any:
         seen["probes"] = {probe.question.removesuffix(" ->") for probe in probes}
+        known = [dream for dream in dreams if contexts[dream.context] == "known"]
+        seen["known"] = {question.removesuffix(" ->") for dream in known for question, _ in dream.pairs}
         return judge(model, tokenizer, contexts, dreams, probes, *rest, **more)
 
     monkeypatch.setattr(module, "fine_tune", tuned)
@@ -122,6 +124,7 @@ def test_no_dream_is_judged_by_what_seeding_or_the_dreamer_saw(
     train = {example.text for example in task.train}
     assert seen["dreamer"] and seen["probes"] and seen["dreamer"] | seen["probes"] == train
     assert not seen["dreamer"] & seen["probes"]
+    assert seen["known"] and seen["known"] <= seen["dreamer"], "what dreams are compared with was seeded"
 
 
 def test_the_teacher_s_other_labels_are_dropped(

@@ -20,8 +20,7 @@ from sleep_pipeline.seeding.settings import RefineSettings
 def _night() -> DreamingSettings:
     """What the night's dreaming is told of classes.
 
-    The dreamer's own loss on utterances falls slowly below a rank of 8 and a rate of 0.01; trials are short, since a
-    copy learns without replay and long ones only show what it forgets.
+    Trials are short, since a copy learns without replay and long ones show what it forgets.
     """
     return DreamingSettings(
         dreams=DreamSettings(
@@ -30,10 +29,10 @@ def _night() -> DreamingSettings:
             max_new_tokens=32,
             temperature=0.8,
         ),
-        scores=ScoreSettings(top_k=4, random_b=2),
+        scores=ScoreSettings(top_k=4, random_b=2, each="context"),
         trials=TrialSettings(lr=1e-3, steps=10),
         tau=TauSettings(kind="questions"),
-        rewards=RewardSettings(level=0.1, noise="both", baseline="before"),
+        rewards=RewardSettings(level=0.1, noise="both", scope="all"),
         rest_em=RestEmSettings(lr=1e-2, steps=80, rows=16),
     )
 
@@ -46,8 +45,10 @@ class ClassDreamSettings(BaseModel):
             learns them with the dreams that helped, so that nothing is lost.
         shots: examples of its label that the dreamer has before it while it writes.
         night: the night's dreaming: `dreams.dreams` utterances a label; `scores` choose among sets of one utterance a
-            label, which are the dreams that are tried; `trials`, `tau`, `rewards` as for any night; of `rest_em` the
-            form of the dreamer's adapter and how it learns to write from tonight's examples, without any round.
+            label, which are the dreams that are tried, and must choose for each context: sets that were dreamt are one
+            and sets of known examples another; `trials`, `tau` and `rewards` as for any night, `others` being the known
+            ones; of `rest_em` the form of the dreamer's adapter and how it learns to write from tonight's examples,
+            without any round.
         refining: steps that distil the examples held out and the dreams that helped into tonight's expert.
     """
 

@@ -5,11 +5,13 @@
               utterance after a few of a label's, and writes some of each (as LAMBADA does, Anaby-Tavor et al. 2020)
     agreement the night's teacher reads every utterance; what it would give another label is dropped
     trials    isolated copies of the seeded model learn one set of utterances each; a set is rewarded if its copies give
-              more right answers to the examples held out (paper.md section 4, steps 1 to 3)
+              more right answers to the examples held out than copies that learned known examples once more
+              (paper.md section 4, steps 1 to 3)
     refining  what was rewarded goes into tonight's expert, with the examples held out and the replay of seeding
 
-Everything comes from the examples of the task. Deviation: paper.md lets the model dream as it is; the embedded one has
-never written utterances, and what it writes untaught says nothing about the label.
+Everything comes from the examples of the task. Deviations: paper.md lets the model dream as it is; the embedded one has
+never written utterances, and what it writes untaught says nothing about the label. And it compares a copy with the
+model that it started from, which every copy here falls behind.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from sleep_pipeline.baselines.dreaming_settings import ClassDreamSettings
@@ -43,6 +46,10 @@ if TYPE_CHECKING:
     from sleep_pipeline.seeding.lessons import Lesson
 
 
+_KNOWN_SETS = 2
+"""Sets of known examples that the others are compared with, each with as many copies as a dream has."""
+
+
 @dataclass(frozen=True)
 class ClassDreams:
     """What came of a night's dreaming.
@@ -55,8 +62,9 @@ class ClassDreams:
         tried: sets that copies learned.
         rewarded: sets that helped.
         learned: utterances of those sets.
-        before: share of the examples held out that the seeded model answers word for word.
-        gains: mean gain of each set tried, of the same share.
+        before: mean score of the examples held out for the seeded model (see `TauSettings`; a share by default).
+        known: the same of copies that learned known examples again.
+        gains: of each set tried, over those copies.
         examples: some utterances that were learned, with their labels.
         seconds: by part.
     """
@@ -69,6 +77,7 @@ class ClassDreams:
     rewarded: int
     learned: int
     before: float
+    known: float
     gains: tuple[float, ...]
     examples: tuple[tuple[str, str], ...]
     seconds: dict[str, float] = field(compare=False)
@@ -135,8 +144,8 @@ class DreamingSleep(LabelledSleep):
             agreed = self._agreed(written, dropped)
         sets = self._sets(agreed)
         with _timed(clock, "trials"):
-            report = self._judge(sets, own) if sets and self._held_out else None
-        nights = [] if report is None else report.dreams
+            report = self._judge(sets, task.train, own) if sets and len(self._held_out) > 1 else None
+        nights = [] if report is None else report.dreams[: len(sets)]
         rewarded = [own_set for own_set, dream in zip(sets, nights, strict=False) if dream.reward]
         dreamt = [one for own_set in rewarded for one in own_set]
         with _timed(clock, "refining"):
@@ -145,7 +154,7 @@ class DreamingSleep(LabelledSleep):
             lessons = [*lessons, *more]
             settings = self._dreaming.refining.seeding(self._settings)
             learn(self.model, self._answering.tokenizer, lessons, self._store, settings, own + 1)
-        tried = [] if report is None else [night.verdict for night in report.tried if night.verdict is not None]
+        tried = [night.verdict for night in nights if night.verdict is not None]
         self.dreamt.append(
             ClassDreams(
                 task.number,
@@ -155,7 +164,8 @@ class DreamingSleep(LabelledSleep):
                 len(tried),
                 len(rewarded),
                 len(dreamt),
-                tried[0].before if tried else float("nan"),
+                0.0 if report is None else fmean(report.before),
+                tried[0].before if tried else 0.0,
                 tuple(verdict.gain for verdict in tried),
                 tuple((one.text, one.label) for one in dreamt[:8]),
                 clock,
@@ -223,7 +233,7 @@ class DreamingSleep(LabelledSleep):
         return agreed
 
     def _sets(self, agreed: Sequence[Example]) -> list[list[Example]]:
-        """Sets of one utterance of each label that has one left: a copy that learned one label alone says it always."""
+        """Sets of one utterance of each label that has one left."""
         by_label = [[one for one in agreed if one.label == label] for label in self.labels]
         return [[one for one in row if one is not None] for row in zip_longest(*by_label)]
 
@@ -231,15 +241,32 @@ class DreamingSleep(LabelledSleep):
         (query,) = self._answering.form.conversation(example.text)
         return query["content"], example.label
 
-    def _judge(self, sets: Sequence[Sequence[Example]], own: int) -> DreamReport:
-        """Trials of the sets, in their order."""
-        probes = [Probe(0, *self._pair(example)) for example in self._held_out]
+    def _judge(self, sets: Sequence[Sequence[Example]], seen: Sequence[Example], own: int) -> DreamReport:
+        """Trials of the sets, in their order, and behind them of as large ones of examples that the expert knows.
+
+        Copies learn without replay, which changes what was seeded whatever they learn, so a set is compared with as
+        many known examples. A copy that misses a label stops saying it: known examples stand where a set has none.
+        """
+        rng = random.Random(f"known/{own}")
+        by_label: dict[str, list[Example]] = {}
+        for one in seen:
+            by_label.setdefault(one.label, []).append(one)
+
+        def filled(own_set: Sequence[Example]) -> list[Example]:
+            missing = by_label.keys() - {one.label for one in own_set}
+            return [*own_set, *(rng.choice(by_label[label]) for label in sorted(missing))]
+
+        known: list[list[Example]] = [[] for _ in range(_KNOWN_SETS)]
         dreams = [
-            DreamText(0, "utterances", "", "", "", tuple(self._pair(example) for example in own_set))
-            for own_set in sets
+            DreamText(context, "utterances", "", "", "", tuple(self._pair(example) for example in filled(own_set)))
+            for context, group in enumerate((sets, known))
+            for own_set in group
         ]
+        # Both kinds are asked all of them; whose they are says by which half the scores choose.
+        probes = [Probe(at % 2, *self._pair(example)) for at, example in enumerate(self._held_out)]
         night = self._dreaming.night
-        return judge_dreams(self.model, self._answering.tokenizer, ["tonight"], dreams, probes, night, seed=own)
+        contexts = ["dreamt", "known"]
+        return judge_dreams(self.model, self._answering.tokenizer, contexts, dreams, probes, night, seed=own)
 
     @property
     def stored(self) -> int:

@@ -37,6 +37,7 @@ class MethodSettings(BaseModel):
         lora_rank: of fine-tuning; None trains all weights.
         tuning_rate: peak learning rate of fine-tuning, sleep's being that of `seeding`.
         ewc_weight: see `Anchor`.
+        ewc_decay: see `Anchor`.
         shots: examples in a prompt of in-context learning, and of sleep's teacher where it has a context.
         top_k: classes in a prompt of InCA.
         class_shots: examples of each of them.
@@ -57,7 +58,8 @@ class MethodSettings(BaseModel):
     seeding: SeedingSettings = Field(default_factory=_seeding)
     lora_rank: PositiveInt | None = None
     tuning_rate: PositiveFloat = 2e-3
-    ewc_weight: NonNegativeFloat = 100.0
+    ewc_weight: NonNegativeFloat = 0.1
+    ewc_decay: float = Field(0.9, ge=0, le=1)
     shots: PositiveInt = 16
     top_k: PositiveInt = 3
     class_shots: PositiveInt = 3
@@ -122,7 +124,7 @@ def _sft(base: PreTrainedModel, answering: Answering, settings: MethodSettings, 
 def _ewc(base: PreTrainedModel, answering: Answering, settings: MethodSettings, seed: int) -> LabelledLearner:
     from sleep_pipeline.baselines.ewc import ewc
 
-    return ewc(base, answering, settings.tuning, settings.lora_rank, settings.ewc_weight, seed)
+    return ewc(base, answering, settings.tuning, settings.lora_rank, settings.ewc_weight, seed, settings.ewc_decay)
 
 
 def _replay(base: PreTrainedModel, answering: Answering, settings: MethodSettings, seed: int) -> LabelledLearner:
