@@ -18,7 +18,7 @@ def ewc(
     answering: Answering,
     settings: SeedingSettings,
     rank: int | None = None,
-    weight: float = 0.02,
+    weight: float = 0.2,
     seed: int = 0,
     decay: float = 0.9,
 ) -> Tuning:

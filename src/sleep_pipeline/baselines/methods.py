@@ -58,7 +58,7 @@ class MethodSettings(BaseModel):
     seeding: SeedingSettings = Field(default_factory=_seeding)
     lora_rank: PositiveInt | None = None
     tuning_rate: PositiveFloat = 2e-3
-    ewc_weight: NonNegativeFloat = 0.02
+    ewc_weight: NonNegativeFloat = 0.2
     ewc_decay: float = Field(0.9, ge=0, le=1)
     shots: PositiveInt = 16
     top_k: PositiveInt = 3
