@@ -144,7 +144,7 @@ METHODS: dict[str, Maker] = {
     "samples_full": tuning("samples", lora=False, rate=3e-4),
     "samples_lora_replay": tuning("samples", lora=True, replay=True),
     "samples_full_replay": tuning("samples", lora=False, replay=True, rate=3e-4),
-    "samples_lora_ewc": tuning("samples", lora=True, anchor=100.0),
+    "samples_lora_ewc": tuning("samples", lora=True, anchor=0.2),
     "distillation_lora": tuning("beliefs", lora=True),
     "no_expansion": tuning("beliefs", lora=True, replay=True),
     "no_imitation": sleeping({"lambda": 0.125, "alpha": 1.0}),

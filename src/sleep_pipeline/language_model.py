@@ -69,7 +69,7 @@ def load_model(
             name, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise _explained(error, str(name_or_path)) from error
+        raise explained(error, str(name_or_path)) from error
     if model.generation_config is not None and model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model.eval(), tokenizer
@@ -90,7 +90,7 @@ def load_tokenizer(name_or_path: str | Path = EMBEDDED, *, trust_remote_code: bo
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise _explained(error, str(name_or_path)) from error
+        raise explained(error, str(name_or_path)) from error
     if not tokenizer.chat_template:
         raise ChatTemplateError(
             f"the tokenizer of {name_or_path} has no chat template; use the instruction-tuned variant of the model, or "
@@ -116,31 +116,33 @@ def _check_folder(path: str, asked: str, trust_remote_code: bool) -> None:
             "model first)"
         )
     if "auto_map" in json.loads(config.read_text(encoding="utf-8")) and not trust_remote_code:
-        raise _remote_code(asked)
+        raise remote_code(asked)
     if not any(folder.glob("*.safetensors")):
-        raise _no_safetensors(asked)
+        raise no_safetensors(asked)
 
 
-def _remote_code(asked: str) -> RemoteCodeError:
+def remote_code(asked: str) -> RemoteCodeError:
+    """What to do about a model that brings code."""
     return RemoteCodeError(
         f"{asked} needs Python code that comes with the model; read that code, then pass trust_remote_code=True"
     )
 
 
-def _no_safetensors(asked: str) -> UnsafeWeightsError:
+def no_safetensors(asked: str) -> UnsafeWeightsError:
+    """What to do about a model whose weights are in other files."""
     return UnsafeWeightsError(
         f"{asked} has no .safetensors weights, and other formats can run code when they are read; convert it on a "
         "machine that you can afford to lose, or take a revision with safetensors"
     )
 
 
-def _explained(error: Exception, asked: str) -> ModelLoadError:
+def explained(error: Exception, asked: str) -> ModelLoadError:
     """The error of `transformers` in our words, by what it says."""
     text = str(error)
     if "trust_remote_code" in text:
-        return _remote_code(asked)
+        return remote_code(asked)
     if "safetensors" in text:
-        return _no_safetensors(asked)
+        return no_safetensors(asked)
     return ModelNotFoundError(
         f"{asked} cannot be loaded ({text.splitlines()[0]}); check the name, the network and HF_HUB_OFFLINE, or give "
         "a local folder"

@@ -1,11 +1,18 @@
+import copy
+import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from made_up_streams import stream
 
 from sleep_pipeline.baselines.embedding import BackboneEmbedder, SentenceEmbedder, nearest
+from sleep_pipeline.baselines.methods import MethodSettings, make_method
+from sleep_pipeline.baselines.running import run_stream
+from sleep_pipeline.language_model import ModelNotFoundError, RemoteCodeError, UnsafeWeightsError
 
 
 def test_the_backbone_s_embedding_is_the_mean_over_the_text_alone(tiny_model: Any, tiny_tokenizer: Any) -> None:
@@ -40,3 +47,60 @@ def test_without_its_extra_the_sentence_embedder_says_how_to_get_it(monkeypatch:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'sleep-pipeline\[judges\]'"):
         SentenceEmbedder("some/model")
+
+
+@pytest.fixture
+def sentence_model(tiny_model: Any, tiny_tokenizer: Any, tmp_path: Path) -> Path:
+    """A folder with a sentence-transformers model of our making: the tiny model's last states, averaged."""
+    pytest.importorskip("sentence_transformers")
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    tiny_model.base_model.save_pretrained(tmp_path / "network")
+    # With a chat template the library makes a conversation of every text.
+    plain = copy.deepcopy(tiny_tokenizer)
+    plain.chat_template = None
+    plain.save_pretrained(tmp_path / "network")
+    network = Transformer(str(tmp_path / "network"))
+    SentenceTransformer(modules=[network, Pooling(tiny_model.config.hidden_size)], device="cpu").save(
+        str(tmp_path / "sentence")
+    )
+    return tmp_path / "sentence"
+
+
+def test_a_sentence_model_embeds_as_it_says(sentence_model: Path, tiny_model: Any, tiny_tokenizer: Any) -> None:
+    found = SentenceEmbedder(str(sentence_model)).embed(["the river", "where\n is it"])
+    for text, row in zip(["the river", "where is it"], found, strict=True):
+        ids = torch.tensor([tiny_tokenizer(text)["input_ids"]])
+        with torch.no_grad():
+            np.testing.assert_allclose(row, tiny_model.base_model(ids).last_hidden_state[0].mean(0), atol=1e-4)
+
+
+def test_inca_sorts_by_a_sentence_model_that_the_settings_name(
+    sentence_model: Path, tiny_model: Any, answering: Any
+) -> None:
+    settings = MethodSettings(sentence_model=str(sentence_model), top_k=1, shrinkage=0.9)
+    result = run_stream(make_method("inca", tiny_model, answering, settings), stream())
+    assert result.accuracy().value == 1.0
+
+
+def test_a_sentence_model_with_pickled_weights_is_refused(sentence_model: Path) -> None:
+    for weights in sentence_model.rglob("*.safetensors"):
+        weights.rename(weights.with_name("pytorch_model.bin"))
+    with pytest.raises(UnsafeWeightsError, match=r"has no \.safetensors weights"):
+        SentenceEmbedder(str(sentence_model))
+
+
+def test_a_sentence_model_with_a_module_of_its_own_is_refused(sentence_model: Path) -> None:
+    modules = json.loads((sentence_model / "modules.json").read_text())
+    (sentence_model / "own.py").write_text("raise SystemExit('remote code ran')")
+    (sentence_model / "modules.json").write_text(json.dumps([modules[0], modules[1] | {"type": "own.Pooling"}]))
+    with pytest.raises(RemoteCodeError, match="needs Python code that comes with the model"):
+        SentenceEmbedder(str(sentence_model))
+
+
+@pytest.mark.parametrize(("name", "told"), [("./nowhere", "there is no folder"), ("some/model", "HF_HUB_OFFLINE")])
+def test_a_sentence_model_that_is_not_there_is_named(name: str, told: str) -> None:
+    pytest.importorskip("sentence_transformers")
+    with pytest.raises(ModelNotFoundError, match=f"{name}.*{told}|{told}.*{name}"):
+        SentenceEmbedder(name)

@@ -8,12 +8,15 @@ import torch
 from made_up_streams import stream
 
 from sleep_pipeline.baselines.ewc import ewc
+from sleep_pipeline.baselines.finetuning import Anchor, certain
 from sleep_pipeline.baselines.joint import Joint
 from sleep_pipeline.baselines.replay import replay
 from sleep_pipeline.baselines.running import run_stream
 from sleep_pipeline.baselines.sft import sft
 from sleep_pipeline.baselines.tuning import labelled_lesson
 from sleep_pipeline.evaluation.tasks import Example
+from sleep_pipeline.seeding.divergences import CachedTeacher
+from sleep_pipeline.seeding.lessons import Lesson
 from sleep_pipeline.seeding.settings import SeedingSettings
 
 SETTINGS = SeedingSettings.model_validate(
@@ -23,6 +26,7 @@ SETTINGS = SeedingSettings.model_validate(
         "optimizer": {"steps": 60, "learning_rate": 1e-2, "precision": "fp32"},
     }
 )
+NO_TEACHER = CachedTeacher(torch.zeros(0, 1), torch.zeros(0, 1), torch.zeros(0))
 
 
 def test_a_lesson_teaches_the_label_and_nothing_before_it(answering: Any) -> None:
@@ -72,6 +76,43 @@ def test_ewc_holds_on_to_the_first_task(tiny_model: Any, answering: Any) -> None
         )
 
     assert moved(1e6) < 0.5 * moved(1e-6)
+
+
+def test_every_night_s_importance_weighs_as_much_and_their_sum_stays_bounded(tiny_model: Any) -> None:
+    anchor = Anchor(tiny_model.requires_grad_(True), weight=1.0, decay=0.5)
+    size = sum(p.numel() for p in tiny_model.parameters())
+    sums = []
+    for night, scale in enumerate((1e-6, 1.0, 1e6, 1e-3)):
+        anchor.information = lambda *_, scale=scale: [  # type: ignore[method-assign, misc]
+            torch.full_like(p, scale) for p in tiny_model.parameters()
+        ]
+        anchor.remember([], 0, night)
+        sums.append(sum(float(part.sum()) for part in anchor._fisher) / size)
+    assert sums == pytest.approx([1.0, 1.5, 1.75, 1.875])
+
+
+def test_the_importance_is_that_of_the_model_s_own_answers(tiny_model: Any, answering: Any) -> None:
+    anchor = Anchor(tiny_model.requires_grad_(True), weight=1.0)
+    asked = tuple(answering.tokenizer("where is the river")["input_ids"])
+    one, other = (certain(Lesson((*asked, token), len(asked), NO_TEACHER)) for token in (7, 11))
+    for part, same in zip(anchor.information([one], 0, 3), anchor.information([other], 0, 3), strict=True):
+        torch.testing.assert_close(part, same)
+    # Over many draws it is the mean of the squared gradients under the model's belief.
+    with torch.no_grad():
+        belief = tiny_model(torch.tensor([asked])).logits[0, -1].softmax(-1)
+    head = list(tiny_model.parameters())[-1]
+    found = sum(anchor.information([one], 0, seed)[-1] for seed in range(200)) / 200
+    exact = torch.zeros_like(head)
+    log_probs = tiny_model(torch.tensor([asked])).logits[0, -1].log_softmax(-1)
+    for token in belief.topk(len(belief)).indices:
+        (gradient,) = torch.autograd.grad(log_probs[token], [head], retain_graph=True)
+        exact += belief[token] * gradient.square()
+    assert float(found.sum() / exact.sum()) == pytest.approx(1.0, abs=0.2)
+
+
+def test_a_decay_that_is_no_share_is_refused(tiny_model: Any) -> None:
+    with pytest.raises(ValueError, match=r"decay=1\.5 is no share"):
+        Anchor(tiny_model.requires_grad_(True), weight=1.0, decay=1.5)
 
 
 def test_ewc_stores_the_weights_their_importance_and_where_they_were(tiny_model: Any, answering: Any) -> None:

@@ -90,7 +90,7 @@ def test_the_precision_of_a_run_is_that_of_all_training() -> None:
 def test_bad_rows_stand_in_quarantine_with_file_line_and_reason(tmp_path: Path) -> None:
     published(tmp_path / "clinc150")
     stream, quarantined = load_stream(BenchmarkSettings(**SMALL), tmp_path)
-    (row,) = quarantined["clinc150"].itertuples(index=False)
+    (row,) = quarantined["clinc150/inca/seed_0"].itertuples(index=False)
     assert (row.file, row.line) == ("data_full.json/train", 25)
     assert "the text is empty" in row.reason
     assert [len(task.train) for task in stream.tasks] == [12, 12]
@@ -147,7 +147,9 @@ def test_a_run_leaves_its_result_the_matrix_and_a_figure_beside_those_of_others(
     last = matrix[matrix["task_after"] == 2]["accuracy"]
     assert last.mean() == pytest.approx(result["figures"]["final_accuracy"]["value"])
     assert (project / INSIDE / "accuracy.png").stat().st_size > 0
-    assert len(pd.read_parquet(project / "data/02_intermediate/benchmark/clinc150/quarantine.parquet")) == 1
+    assert len(pd.read_parquet(project / INSIDE.replace("08_reporting", "02_intermediate") / "quarantine.parquet")) == 1
+    metrics = json.loads((project / INSIDE / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["final_accuracy"] == result["figures"]["final_accuracy"]["value"]
     assert other.read_text(encoding="utf-8") == "{}"
     assert not (project / "data/06_models").exists()
 

@@ -64,6 +64,7 @@ def run_benchmark(
     import torch
 
     from sleep_pipeline.baselines.labelled import Answering
+    from sleep_pipeline.baselines.labelled_dreaming import DreamingSleep
     from sleep_pipeline.baselines.methods import make_method
     from sleep_pipeline.baselines.running import run_stream
     from sleep_pipeline.memory.digest import base_digest
@@ -73,9 +74,11 @@ def run_benchmark(
     answering = Answering(tokenizer, normalise=settings.normalise)
     method = make_method(settings.method, base, answering, settings.of_method, settings.seed)
     result = run_stream(method, stream, progress)
+    dreamt = method.dreamt if isinstance(method, DreamingSleep) else []
     return {
         "method": settings.method,
         **result.to_json(),
+        **({"dreams": [night.to_json() for night in dreamt]} if dreamt else {}),
         "answers": {
             "by_likelihood": by_label(stream, result.final),
             "freely": by_label(stream, result.final_freely),

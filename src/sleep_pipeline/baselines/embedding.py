@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 
 from sleep_pipeline.evaluation.classification import one_line
 from sleep_pipeline.generation.modes import evaluating
+from sleep_pipeline.language_model import ModelNotFoundError, explained, no_safetensors, remote_code
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -74,15 +77,20 @@ class BackboneEmbedder:
 class SentenceEmbedder:
     """A sentence-transformers model.
 
+    Its weights are safetensors and its modules those of the library: other files are not fetched, and a folder that
+    needs them is refused.
+
     Args:
-        model: its name or folder; local files only unless `download`.
-        download: whether it may be fetched from a hub.
+        model: a folder, or a name on the hub, which is fetched unless HF_HUB_OFFLINE is set.
 
     Raises:
         ModuleNotFoundError: sentence-transformers is not installed.
+        ModelNotFoundError: nothing is there that the library can load, or the hub cannot be reached.
+        UnsafeWeightsError: weights are not safetensors.
+        RemoteCodeError: a module is not one of the library's.
     """
 
-    def __init__(self, model: str, download: bool = False) -> None:
+    def __init__(self, model: str) -> None:
         try:
             from sentence_transformers import SentenceTransformer
         except ModuleNotFoundError as error:
@@ -90,12 +98,49 @@ class SentenceEmbedder:
                 "the sentence embedder needs sentence-transformers: pip install 'sleep-pipeline[judges]', or take the "
                 "backbone's own embeddings"
             ) from error
-        self._model: Any = SentenceTransformer(model, local_files_only=not download, trust_remote_code=False)
+        folder = _sentence_folder(model)
+        try:
+            self._model: Any = SentenceTransformer(
+                str(folder), local_files_only=True, trust_remote_code=False, model_kwargs={"use_safetensors": True}
+            )
+        except (OSError, ValueError) as error:
+            raise explained(error, model) from error
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """See `Embedder`."""
         rows = self._model.encode([one_line(text) for text in texts], convert_to_numpy=True, show_progress_bar=False)
         return np.asarray(rows, dtype=np.float32)
+
+
+def _sentence_folder(model: str) -> Path:
+    """The folder of a sentence-transformers model that holds nothing unsafe which would be read."""
+    from huggingface_hub import snapshot_download
+
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
+            raise ModelNotFoundError(f"there is no folder {model}; correct the path or give a hub name")
+        try:
+            folder = Path(snapshot_download(model, allow_patterns=_SENTENCE_FILES))
+        except (OSError, ValueError) as error:
+            raise explained(error, model) from error
+    modules = folder / "modules.json"
+    if not modules.is_file():
+        raise ModelNotFoundError(
+            f"{model} holds no modules.json; give a folder that SentenceTransformer.save wrote, or such a name"
+        )
+    for module in json.loads(modules.read_text(encoding="utf-8")):
+        # Before release 6 the library imports such a class from a local folder without being told to trust it.
+        if not module["type"].startswith("sentence_transformers."):
+            raise remote_code(model)
+        own = folder / module["path"]
+        if (own / "pytorch_model.bin").exists() and not any(own.glob("*.safetensors")):
+            raise no_safetensors(model)
+    return folder
+
+
+_SENTENCE_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+"""Settings, weights, vocabularies; no pickle and no code."""
 
 
 def nearest(queries_QD: Vectors, stored_ND: Vectors, count: int) -> NDArray[np.int64]:

@@ -142,18 +142,27 @@ QUESTION_TOKENS = 20
 class Anchor:
     """Elastic weight consolidation (Kirkpatrick et al. 2017) in its online form (Schwarz et al. 2018).
 
-    The penalty `weight / 2 * sum F (theta - theta*)^2` holds every weight to its value of the last night, by the
-    diagonal of the Fisher information summed over all nights.
+    The penalty `weight / 2 * sum F (theta - theta*)^2` holds every weight to its value of the last night, by a running
+    sum of the diagonals of the Fisher information. Each night's diagonal is scaled to a mean of 1 first, as Schwarz et
+    al. do it: the better a night was learned, the smaller are its gradients, so that without it the nights learned
+    worst would be held best, and no one weight of the penalty would fit two nights.
 
     Args:
         model: what is trained.
-        weight: of the penalty.
+        weight: of the penalty; 1 pulls as hard as an L2 penalty of that weight would, on the average parameter.
         samples: lessons that the Fisher information is estimated on, one at a time.
+        decay: what is left of the earlier nights' Fisher information when a night's is added, 0 to 1. Below 1 their
+            sum stays bounded, or the pull would grow with every night until nothing more is learned.
+
+    Raises:
+        ValueError: the decay is not within 0 and 1.
     """
 
-    def __init__(self, model: PreTrainedModel, weight: float, samples: int = 64) -> None:
+    def __init__(self, model: PreTrainedModel, weight: float, samples: int = 256, decay: float = 0.9) -> None:
+        if not 0 <= decay <= 1:
+            raise ValueError(f"decay={decay} is no share of earlier importance; give 0 to 1")
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._model, self.weight, self.samples = model, weight, samples
+        self._model, self.weight, self.samples, self.decay = model, weight, samples, decay
         self._fisher: list[Tensor] = []
         self._centre: list[Tensor] = []
 
@@ -166,20 +175,34 @@ class Anchor:
 
     def remember(self, lessons: Sequence[Lesson], pad_token_id: int, seed: int) -> None:
         """Add a night's Fisher information and move the centre to the present weights."""
+        fisher = self.information(lessons, pad_token_id, seed)
+        mean = sum(float(part.sum()) for part in fisher) / sum(part.numel() for part in fisher)
+        if mean > 0:
+            fisher = [part / mean for part in fisher]
+        before = self._fisher or [torch.zeros_like(part) for part in fisher]
+        self._fisher = [self.decay * old + new for old, new in zip(before, fisher, strict=True)]
+        self._centre = [parameter.detach().clone() for parameter in self._parameters]
+
+    def information(self, lessons: Sequence[Lesson], pad_token_id: int, seed: int) -> list[Tensor]:
+        """The diagonal of the Fisher information about a lesson's answer, a tensor a parameter.
+
+        Every token is drawn from the model's own belief after the true ones before it: gradients of the given tokens
+        would make it the empirical Fisher, which is none (Kunstner et al. 2019).
+        """
         head = answer_head(self._model)
         device = self._parameters[0].device
         chosen = random.Random(seed).sample(list(lessons), min(self.samples, len(lessons)))
+        generator = torch.Generator().manual_seed(seed)
         fisher = [torch.zeros_like(parameter) for parameter in self._parameters]
         for lesson in chosen:
             ids, mask = pad([lesson.ids], pad_token_id, device)
             hidden = hidden_states(self._model, ids, mask)[0, lesson.start - 1 : -1]
             log_probs = torch.log_softmax(head(hidden).float(), dim=-1)
-            said = log_probs.gather(-1, ids[0, lesson.start :, None]).sum()
+            drawn = torch.multinomial(log_probs.detach().exp().cpu(), 1, generator=generator).to(device)
+            said = log_probs.gather(-1, drawn).sum()
             for total, gradient in zip(
                 fisher, torch.autograd.grad(said, self._parameters, allow_unused=True), strict=True
             ):
                 if gradient is not None:
                     total += gradient.square() / len(chosen)
-        before = self._fisher or [torch.zeros_like(total) for total in fisher]
-        self._fisher = [old + new for old, new in zip(before, fisher, strict=True)]
-        self._centre = [parameter.detach().clone() for parameter in self._parameters]
+        return fisher

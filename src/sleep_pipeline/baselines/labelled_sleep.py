@@ -126,13 +126,18 @@ class LabelledSleep:
         updates = None if self.awake is None else self.awake.updates
         with consolidation(self.model, sender, receiver, night=task.number, updates=updates) as sleep:
             self._clear_sender()
-            with teacher_view(self.model):
-                lessons = self._lessons(task.train)
-            learn(self.model, tokenizer, lessons, self._store, settings, own)
+            lessons = self._taught(task, own)
             sleep.commit()
         if updates is not None:
             updates.load_state_dict({})
         self._store.add("stored", lessons, task.number, self._seed)
+
+    def _taught(self, task: ClassTask, own: int) -> list[Lesson]:
+        """Teach tonight's expert, and return what it has learned."""
+        with teacher_view(self.model):
+            lessons = self._lessons(task.train)
+        learn(self.model, self._answering.tokenizer, lessons, self._store, self._settings, own)
+        return lessons
 
     @torch.no_grad()
     def _clear_sender(self) -> None:

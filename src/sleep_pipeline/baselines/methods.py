@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from sleep_pipeline.baselines.dreaming_settings import ClassDreamSettings
 from sleep_pipeline.seeding.settings import OptimizerSettings, ReplaySettings, SeedingSettings
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ class MethodSettings(BaseModel):
         lora_rank: of fine-tuning; None trains all weights.
         tuning_rate: peak learning rate of fine-tuning, sleep's being that of `seeding`.
         ewc_weight: see `Anchor`.
+        ewc_decay: see `Anchor`.
         shots: examples in a prompt of in-context learning, and of sleep's teacher where it has a context.
         top_k: classes in a prompt of InCA.
         class_shots: examples of each of them.
@@ -47,6 +50,7 @@ class MethodSettings(BaseModel):
         day_steps: in which sleep's fast memory learns a task before the night; `hope` takes the steps of `seeding`.
         expert_rank: of a night's expert, at most the model's hidden size.
         slots: of experts.
+        dreaming: of `sleep_dreaming`; see `ClassDreamSettings`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,7 +58,8 @@ class MethodSettings(BaseModel):
     seeding: SeedingSettings = Field(default_factory=_seeding)
     lora_rank: PositiveInt | None = None
     tuning_rate: PositiveFloat = 2e-3
-    ewc_weight: NonNegativeFloat = 100.0
+    ewc_weight: NonNegativeFloat = 0.2
+    ewc_decay: float = Field(0.9, ge=0, le=1)
     shots: PositiveInt = 16
     top_k: PositiveInt = 3
     class_shots: PositiveInt = 3
@@ -67,6 +72,7 @@ class MethodSettings(BaseModel):
     day_steps: PositiveInt = 50
     expert_rank: PositiveInt = 128
     slots: int = Field(16, ge=2)
+    dreaming: ClassDreamSettings = Field(default_factory=ClassDreamSettings)
 
     @property
     def tuning(self) -> SeedingSettings:
@@ -118,7 +124,7 @@ def _sft(base: PreTrainedModel, answering: Answering, settings: MethodSettings, 
 def _ewc(base: PreTrainedModel, answering: Answering, settings: MethodSettings, seed: int) -> LabelledLearner:
     from sleep_pipeline.baselines.ewc import ewc
 
-    return ewc(base, answering, settings.tuning, settings.lora_rank, settings.ewc_weight, seed)
+    return ewc(base, answering, settings.tuning, settings.lora_rank, settings.ewc_weight, seed, settings.ewc_decay)
 
 
 def _replay(base: PreTrainedModel, answering: Answering, settings: MethodSettings, seed: int) -> LabelledLearner:
@@ -143,11 +149,13 @@ def _hope(base: PreTrainedModel, answering: Answering, settings: MethodSettings,
     return Hope(base, answering, memory, steps, rows, settings.fast_rate, seed)
 
 
-def _sleep(sender: Sender) -> Maker:
+def _sleep(sender: Sender, dreams: bool = False) -> Maker:
     def make(base: PreTrainedModel, answering: Answering, settings: MethodSettings, seed: int) -> LabelledLearner:
+        from sleep_pipeline.baselines.labelled_dreaming import DreamingSleep
         from sleep_pipeline.baselines.labelled_sleep import LabelledSleep
 
-        return LabelledSleep(
+        kind = partial(DreamingSleep, dreaming=settings.dreaming) if dreams else LabelledSleep
+        return kind(
             base,
             answering,
             settings.seeding,
@@ -173,6 +181,7 @@ METHODS: dict[str, Maker] = {
     "sleep": _sleep("fast"),
     "sleep_context": _sleep("context"),
     "sleep_both": _sleep("both"),
+    "sleep_dreaming": _sleep("fast", dreams=True),
 }
 
 

@@ -46,6 +46,7 @@ class Tuning:
         replay: whether examples of earlier tasks are kept, at most `replay.stored_capacity`, and replayed.
         anchor: weight of elastic weight consolidation; 0 for none.
         seed: of everything that is drawn.
+        decay: of the consolidation's importance from task to task; see `Anchor`.
     """
 
     incremental = True
@@ -59,6 +60,7 @@ class Tuning:
         replay: bool = False,
         anchor: float = 0.0,
         seed: int = 0,
+        decay: float = 0.9,
     ) -> None:
         if rank is None:
             self.model = base.requires_grad_(True)
@@ -69,7 +71,7 @@ class Tuning:
         self._whole = settings.rows + settings.replay.stored_rows
         self._settings = settings.model_copy(update={"on_policy": 0.0, "alpha": 1.0, "replay": kept})
         self._store = ReplayStore(kept.stored_capacity, kept.open_book_capacity)
-        self._anchor = Anchor(self.model, anchor) if anchor else None
+        self._anchor = Anchor(self.model, anchor, decay=decay) if anchor else None
         self._answering, self._replay, self._seed = answering, replay, seed
         self.labels, self.spent = list[str](), Spent()
 

@@ -43,11 +43,11 @@ def load_stream(benchmark: BenchmarkSettings, raw_folder: Path) -> tuple[Stream,
     if quarantined:
         first = quarantined[0]
         logger.warning(
-            "%d rows were left out, the first at %s:%d: %s; all stand in the task's quarantine.parquet",
+            "%d rows were left out, the first at %s:%d: %s; all stand in the run's quarantine.parquet",
             *(len(quarantined), first.file, first.line, first.reason),
         )
     left_out = pd.DataFrame([asdict(row) for row in quarantined], columns=["file", "line", "reason"])
-    return stream, {benchmark.task: left_out}
+    return stream, {benchmark.key: left_out}
 
 
 def run_method(
@@ -85,11 +85,11 @@ def run_method(
 
 def report_result(
     benchmark_results: dict[str, Callable[[], dict[str, Any]]], benchmark: BenchmarkSettings
-) -> tuple[dict[str, Table], dict[str, Plot]]:
-    """The matrix R in long form, and the figure of accuracy over the classes seen."""
+) -> tuple[dict[str, dict[str, float]], dict[str, Table], dict[str, Plot]]:
+    """The measures by name, the matrix R in long form, and the figure of accuracy over the classes seen."""
     import pandas as pd
 
-    from sleep_pipeline.baselines.benchmark import cells, curve
+    from sleep_pipeline.baselines.benchmark import cells, curve, numbers
     from sleep_pipeline.reporting.accuracy import accuracy_plot
 
     record = benchmark_results[benchmark.key]()
@@ -102,4 +102,4 @@ def report_result(
         active_sink().log_metrics({"benchmark/final_accuracy_of_task": sum(answers) / len(answers)}, step=task)
     figure = accuracy_plot({benchmark.method: [seen]}, f"{benchmark.task}, seed {benchmark.seed}")
     log_figure(figure, "accuracy.png")
-    return {benchmark.key: matrix}, {benchmark.key: figure}
+    return {benchmark.key: numbers(record)}, {benchmark.key: matrix}, {benchmark.key: figure}

@@ -10,7 +10,7 @@ from sleep_pipeline.pipelines.benchmark import nodes
 
 
 def create_pipeline(**_: Any) -> Pipeline:
-    """Published files -> stream -> a method's life with it -> matrix R and a figure."""
+    """Published files -> stream -> a method's life with it -> its measures, matrix R and a figure."""
     return Pipeline(
         [
             node(
@@ -28,7 +28,7 @@ def create_pipeline(**_: Any) -> Pipeline:
             node(
                 nodes.report_result,
                 inputs=["benchmark_results", "params:benchmark"],
-                outputs=["benchmark_matrices", "benchmark_figures"],
+                outputs=["benchmark_metrics", "benchmark_matrices", "benchmark_figures"],
                 name="report_result_node",
             ),
         ],
