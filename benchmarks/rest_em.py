@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _dreams import FACTS, documents
 
+from _dreams import FACTS, documents
 from sleep_pipeline import load_model
 from sleep_pipeline.dreaming.dreamer import hold_out, new_dreamer
 from sleep_pipeline.dreaming.dreams import sample_dreams

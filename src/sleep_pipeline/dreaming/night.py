@@ -11,11 +11,12 @@ dreamer, too.
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -244,6 +245,8 @@ def judge_dreams(
 
     with _timed(clock, "trials"):
         marks, verdicts = try_dreams(chosen, run, tau)
+    if settings.rewards.by_lot:
+        verdicts = by_lot(verdicts, seed)
     judged = []
     for index, dream in enumerate(dreams):
         choice = choices.get(index)
@@ -315,6 +318,18 @@ def try_dreams(
                 after, baseline, settings, done.chances[index], done.noise.deviation, done.noise.freedom
             )
     return done.outcomes, verdicts
+
+
+def by_lot(verdicts: Mapping[int, Verdict], seed: int) -> dict[int, Verdict]:
+    """The same verdicts with as many rewards, dealt at random: what dreaming brings if its reward tells nothing.
+
+    Args:
+        verdicts: by dream.
+        seed: of the draw.
+    """
+    earned = sum(verdict.reward for verdict in verdicts.values())
+    drawn = set(random.Random(f"by lot/{seed}").sample(sorted(verdicts), earned))
+    return {index: replace(verdict, reward=int(index in drawn)) for index, verdict in verdicts.items()}
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 Every dream gets a copy of one seed, and those nearest the margin one of a second: how much a gain moves from seed to
 seed is pooled over all dreams, and therefore known well after few copies. From then on it is foretold how likely the
 copies of all seeds would earn the reward, given those that there are, and only what is neither almost sure nor almost
-hopeless is run on (stochastic curtailment, Lan, Simon and Halperin 1982, by the predictive probability of Spiegelhalter,
-Freedman and Blackburn 1986, with a flat prior for each dream's gain).
+hopeless is run on (stochastic curtailment, Lan, Simon and Halperin 1982, by the predictive probability of
+Spiegelhalter, Freedman and Blackburn 1986, with a flat prior for each dream's gain).
 
 A test that is read again and again finds something sooner or later, and a flat prior takes the first lucky copy at its
 word. A reward is therefore foretold only if the gain so far also crosses the boundary of O'Brien and Fleming (1979),
