@@ -277,7 +277,7 @@ def main() -> None:
     numbers = sorted({min(3, copies), min(4, copies), copies})
     points = curve(worlds, settings.rewards, numbers)
     for point in points:
-        print("{seeds:2d} seeds, {sigmas:4.2f} sigmas: {same:.3f} the same, {tokens:.3f} of the tokens".format(**point))
+        print("{seeds:g} seeds, {sigmas:4.2f} sigmas: {same:.3f} the same, {tokens:.3f} of the tokens".format(**point))
     wanted = {f"same_{copies}": ">= 0.95", f"tokens_{copies}": "<= 0.40", "live_same": "1"}
     protocol = {
         "command": "python benchmarks/racing.py",

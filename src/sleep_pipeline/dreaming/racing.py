@@ -110,13 +110,12 @@ def race(
         open_ones = [candidate for candidate in candidates if len(outcomes[candidate]) < seeds]
         if noise.freedom:
             # All are asked again, as each copy tells more of the noise and of the baseline.
-            quantile = float(stats.t.isf(level, noise.freedom))
-            least = quantile * noise.deviation * math.sqrt(seeds) if level else math.inf
+            least = _boundary(noise, seeds, level)
             live = [
                 candidate
                 for candidate in open_ones
                 if chances[candidate] > doubt
-                and (chances[candidate] < 1 - doubt or sum(found[candidate]) - len(found[candidate]) * margin < least)
+                and (chances[candidate] < 1 - doubt or sum(gain - margin for gain in found[candidate]) < least)
             ]
         else:
             finite = [candidate for candidate in open_ones if np.isfinite(found[candidate]).all()]
@@ -157,3 +156,8 @@ def foretell(
             table = np.concatenate([np.broadcast_to(values, (_DRAWS, run)), to_come], axis=1)
             found[candidate] = float(rewarded(table).mean())
     return found
+
+
+def _boundary(noise: Noise, seeds: int, level: float) -> float:
+    """What the sum of a candidate's gains over the margin must reach, the same after every seed."""
+    return float(stats.t.isf(level, noise.freedom)) * noise.deviation * math.sqrt(seeds) if level else math.inf
