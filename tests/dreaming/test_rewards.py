@@ -159,4 +159,5 @@ def test_a_foretold_verdict_tells_of_the_copies_that_there_are() -> None:
     assert (verdict.reward, verdict.before, verdict.after) == pytest.approx((1, 0.1, 0.6))
     assert verdict.noise == 0.2 and verdict.chance == pytest.approx(stats.t.sf(0.5 / 0.2, 12))
     assert foretold([[0.5, 0.7]], [0.0, 0.2], SEEDS, chance=0.2, noise=0.2, freedom=12).reward == 0
-    assert math.isnan(foretold([[math.nan]], [0.0], SEEDS, chance=0.0, noise=0.2, freedom=12).chance)
+    diverged = foretold([[math.nan]], [0.0], SEEDS, chance=0.0, noise=math.inf, freedom=0)
+    assert diverged.reward == 0 and math.isnan(diverged.noise) and math.isnan(diverged.chance)

@@ -114,9 +114,10 @@ def foretold(
     """
     late, early = np.asarray(after, dtype=np.float64), np.asarray(before, dtype=np.float64)
     gain = float((late - early).mean())
-    error = noise / math.sqrt(len(late))
+    # A copy that diverged says nothing of the noise, as in `judge`.
+    error = noise / math.sqrt(len(late)) if math.isfinite(gain) else math.nan
     luck = math.nan
-    if settings.test != "margin" and math.isfinite(gain) and freedom and error:
+    if settings.test != "margin" and error > 0:
         luck = float(stats.t.sf((gain - settings.margin) / error, freedom))
     return Verdict(int(chance > 0.5), float(early.mean()), float(late.mean()), error, luck)
 
