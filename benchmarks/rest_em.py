@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import random
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -30,8 +29,8 @@ from typing import Any
 
 import torch
 
+from _dreams import FACTS, documents
 from sleep_pipeline import load_model
-from sleep_pipeline.corpora.worlds import WorldGenerator, draw_question, fill
 from sleep_pipeline.dreaming.dreamer import hold_out, new_dreamer
 from sleep_pipeline.dreaming.dreams import sample_dreams
 from sleep_pipeline.dreaming.night import DreamReport
@@ -41,7 +40,6 @@ from sleep_pipeline.environment import apply_defaults
 from sleep_pipeline.evaluation.statistics import Estimate, mean_interval, paired_difference
 from sleep_pipeline.hardware import keep_freed_memory
 
-FACTS = 4
 TARGET = "> 0"
 
 
@@ -56,20 +54,6 @@ class Run:
     seconds: float
 
 
-def documents(seed: int, count: int) -> dict[str, list[tuple[str, str]]]:
-    """Made-up documents, each with a question a fact and its answer."""
-    world = WorldGenerator(f"rest_em {seed}", "test", facts=(FACTS, FACTS), entities=(1, 2))
-    rng = random.Random(f"rest_em {seed}")
-    found: dict[str, list[tuple[str, str]]] = {}
-    while len(found) < count:
-        document = world.document()
-        found[document.text] = []
-        for fact in document.facts:
-            template, noun = draw_question(rng, fact.relation, "test")
-            found[document.text].append((fill(template, fact.subject.name, noun=noun), fact.value))
-    return found
-
-
 def run(settings: DreamingSettings, seed: int, seen: int, held_out: int, device: str) -> Run:
     """Let a fresh dreamer improve, and dream of the held-out contexts before and after."""
     began = time.perf_counter()
@@ -79,7 +63,7 @@ def run(settings: DreamingSettings, seed: int, seen: int, held_out: int, device:
         model.set_attn_implementation("eager")
     model.to(device)
     dreamer = new_dreamer(model, settings.rest_em, seed)
-    probes = documents(seed, seen + held_out)
+    probes = documents(f"rest_em {seed}", seen + held_out)
     texts, others = list(probes)[:seen], list(probes)[seen:]
     train, guard = hold_out(texts, settings.rest_em, seed)
     reports: list[DreamReport] = []

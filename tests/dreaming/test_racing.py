@@ -4,82 +4,129 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from sleep_pipeline.dreaming.racing import Race, hopeless, race
-from sleep_pipeline.dreaming.rewards import judge
+from sleep_pipeline.dreaming.racing import Noise, Race, foretell, race
+from sleep_pipeline.dreaming.rewards import judge, rewarded_by
 from sleep_pipeline.dreaming.settings import RewardSettings
 
-SEEDS, PROBES, DREAMS = 6, 5, 40
+SEEDS, DREAMS = 6, 40
+SETTINGS = RewardSettings(seeds=SEEDS)
 
 
-def problem(rng: np.random.Generator) -> np.ndarray:
-    """Gains of 40 dreams with 6 seeds at 5 probes: a third help, the others do nothing or harm."""
-    effect = rng.choice([0.8, 0.0, -0.4, -1.0], p=[0.3, 0.2, 0.3, 0.2], size=(DREAMS, 1, 1))
-    seeds = 0.25 * rng.standard_normal((DREAMS, SEEDS, 1))
-    return effect + seeds + 0.3 * rng.standard_normal((DREAMS, SEEDS, PROBES))
+def problem(rng: np.random.Generator, effects: Sequence[float] = (0.8, 0.0, -0.4, -1.0)) -> np.ndarray:
+    """Gains of 40 dreams with 6 seeds."""
+    return rng.choice(effects, size=(DREAMS, 1)) + 0.25 * rng.standard_normal((DREAMS, SEEDS))
 
 
-def raced(gains: np.ndarray, sigmas: float) -> Race[list[float]]:
-    def run(live: Sequence[int], number: int) -> list[list[float]]:
-        return [gains[dream, number].tolist() for dream in live]
+def raced(gains: np.ndarray, sigmas: float, level: float = SETTINGS.level) -> Race[float]:
+    def run(pairs: Sequence[tuple[int, int]]) -> list[float]:
+        return [float(gains[pair]) for pair in pairs]
 
-    def means(outcomes: Mapping[int, Sequence[list[float]]]) -> dict[int, list[float]]:
-        return {dream: [float(np.mean(row)) for row in rows] for dream, rows in outcomes.items()}
-
-    return race(range(DREAMS), SEEDS, run, means, 0.0, sigmas)
-
-
-def rewards(outcomes: Mapping[int, Sequence[Sequence[float]]]) -> list[int]:
-    settings = RewardSettings(seeds=SEEDS)
-    return [
-        judge(rows, [0.0] * PROBES, settings).reward if len(rows) == SEEDS else 0
-        for _, rows in sorted(outcomes.items())
-    ]
+    return race(
+        range(len(gains)),
+        gains.shape[1],
+        run,
+        lambda outcomes: outcomes,
+        lambda table: rewarded_by(table, SETTINGS),
+        0.0,
+        sigmas,
+        level,
+    )
 
 
-def test_a_race_decides_as_all_copies_would_and_trains_fewer() -> None:
+def decisions(result: Race[float]) -> list[int]:
+    return [int(chance > 0.5) for _, chance in sorted(result.chances.items())]
+
+
+def rewards(gains: np.ndarray) -> list[int]:
+    return [judge([[gain] for gain in row], [0.0], SETTINGS).reward for row in gains]
+
+
+def test_a_race_decides_as_all_copies_would_and_trains_half_of_them() -> None:
     rng = np.random.default_rng(0)
-    saved = []
-    for _ in range(100):
+    same, share = [], []
+    for _ in range(20):
         gains = problem(rng)
-        result = raced(gains, sigmas=3.0)
-        assert rewards(result.outcomes) == rewards({dream: gains[dream].tolist() for dream in range(DREAMS)})
-        saved.append(1 - result.runs / (DREAMS * SEEDS))
-    assert np.mean(saved) > 0.25
+        result = raced(gains, sigmas=2.0)
+        same += [mine == truth for mine, truth in zip(decisions(result), rewards(gains), strict=True)]
+        share.append(result.runs / gains.size)
+    assert np.mean(same) > 0.98
+    assert np.mean(share) < 0.5
 
 
-def test_what_was_given_up_is_known_and_ran_no_further() -> None:
-    result = raced(problem(np.random.default_rng(1)), sigmas=3.0)
-    assert result.given_up
-    assert all(len(result.outcomes[dream]) == after for dream, after in result.given_up.items())
-    assert all(len(rows) == SEEDS for dream, rows in result.outcomes.items() if dream not in result.given_up)
+def test_what_is_foretold_comes_true_as_often_as_foretold() -> None:
+    rng = np.random.default_rng(1)
+    chances, truth = [], []
+    for _ in range(20):
+        gains = rng.uniform(-2, 2, (DREAMS, 1)) + 0.5 * rng.standard_normal((DREAMS, SEEDS))
+        known = {dream: row[:2].tolist() for dream, row in enumerate(gains)}
+        found = foretell(known, SEEDS, Noise.of(known), lambda table: rewarded_by(table, SETTINGS))
+        chances += [found[dream] for dream in range(DREAMS)]
+        truth += rewards(gains)
+    for low in (0.0, 0.2, 0.4, 0.6, 0.8):
+        within = [(chance, came) for chance, came in zip(chances, truth, strict=True) if low <= chance < low + 0.2]
+        foretold, came = np.mean(within, axis=0)
+        assert came == pytest.approx(foretold, abs=3 * math.sqrt(0.25 / len(within)))
+
+
+def test_looking_often_does_not_reward_dreams_that_do_nothing() -> None:
+    rng = np.random.default_rng(2)
+    problems = [problem(rng, effects=(0.0,)) for _ in range(20)]
+    share = np.mean([decisions(raced(gains, sigmas=1.0)) for gains in problems])
+    assert share < SETTINGS.level + 3 * math.sqrt(0.05 * 0.95 / (20 * DREAMS))
 
 
 def test_boldness_saves_more() -> None:
-    gains = problem(np.random.default_rng(2))
-    assert raced(gains, sigmas=1.0).runs < raced(gains, sigmas=4.0).runs < DREAMS * SEEDS
+    gains = problem(np.random.default_rng(3))
+    assert raced(gains, sigmas=0.5).runs < raced(gains, sigmas=3.0).runs < gains.size
 
 
-def test_the_noise_is_pooled_over_all_dreams() -> None:
+def test_what_is_neither_sure_nor_hopeless_runs_on() -> None:
+    result = raced(problem(np.random.default_rng(4)), sigmas=2.0)
+    doubt = 0.02275
+    for dream, row in result.outcomes.items():
+        assert len(row) == SEEDS or not doubt < result.chances[dream] < 1 - doubt
+
+
+def test_the_first_to_get_a_second_copy_are_those_nearest_the_margin() -> None:
+    asked: list[list[tuple[int, int]]] = []
+    gains = [5.0, 0.9, -4.0, 2.0, 1.4, -3.0, 3.0, 4.0, -2.0]
+
+    def run(pairs: Sequence[tuple[int, int]]) -> list[float]:
+        asked.append(list(pairs))
+        return [gains[dream] + 0.01 * number for dream, number in pairs]
+
+    race(range(9), 3, run, lambda outcomes: outcomes, lambda table: rewarded_by(table, SETTINGS), 1.0, 2.0, 0.05)
+    assert asked[0] == [(dream, 0) for dream in range(9)]
+    assert asked[1] == [(1, 1), (4, 1)]
+
+
+def test_the_noise_is_pooled_over_all_dreams_that_did_not_diverge() -> None:
     # Alone, the first would seem to know its gain exactly.
-    assert hopeless({0: [-0.1, -0.1], 1: [1.0, 2.0]}, 4, 0.0, 3.0) == []
-    assert hopeless({0: [-0.1, -0.1], 1: [1.0, 1.0]}, 4, 0.0, 3.0) == [0]
+    assert Noise.of({0: [-0.1, -0.1], 1: [1.0, 2.0], 2: [3.0], 3: [math.nan, 1.0]}) == Noise(0.5, 2)
+    assert Noise.of({0: [1.0], 1: [2.0]}) == Noise(math.inf, 0)
 
 
-def test_after_the_last_seed_nothing_is_left_to_come() -> None:
-    assert hopeless({0: [0.1, -0.3], 1: [0.5, -0.1], 2: [0.0, 0.0]}, 2, 0.0, 3.0) == [0, 2]
+def test_without_leave_to_accept_dreams_are_only_ever_given_up() -> None:
+    result = raced(problem(np.random.default_rng(5)), sigmas=1.0, level=0.0)
+    early = {dream: result.chances[dream] for dream, row in result.outcomes.items() if len(row) < SEEDS}
+    assert early and max(early.values()) < 0.16
 
 
-def test_a_dream_that_diverged_is_hopeless() -> None:
-    assert hopeless({0: [math.nan, 1.0], 1: [1.0, 1.1]}, 4, 0.0, 3.0) == [0]
+def test_a_dream_that_diverged_is_hopeless_and_runs_no_further() -> None:
+    gains = problem(np.random.default_rng(6))
+    gains[3, 0] = math.nan
+    result = raced(gains, sigmas=3.0)
+    assert result.chances[3] == 0 and len(result.outcomes[3]) == 1
 
 
-def test_a_race_ends_when_all_are_given_up() -> None:
-    asked: list[int] = []
+@pytest.mark.parametrize("dreams", [0, 1, 2])
+def test_few_dreams_can_race(dreams: int) -> None:
+    gains = problem(np.random.default_rng(7))[:dreams]
+    result = raced(gains, sigmas=3.0)
+    assert sorted(result.chances) == list(range(dreams))
+    assert all(1 <= len(row) <= SEEDS for row in result.outcomes.values())
 
-    def run(live: Sequence[int], number: int) -> list[float]:
-        asked.append(number)
-        return [-1.0 - 0.01 * number] * len(live)
 
-    result = race([3, 5], 9, run, lambda outcomes: outcomes, 0.0, 3.0)
-    assert asked == [0, 1] and result.given_up == {3: 2, 5: 2}
-    assert result.runs == pytest.approx(4)
+def test_all_diverged_ends_the_race() -> None:
+    outcomes: Mapping[int, Sequence[float]] = raced(np.full((4, 3), math.nan), sigmas=3.0).outcomes
+    assert [len(row) for row in outcomes.values()] == [1] * 4

@@ -6,7 +6,14 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from scipy import stats
 
-from sleep_pipeline.dreaming.rewards import baseline_of_others, judge, standard_error
+from sleep_pipeline.dreaming.rewards import (
+    baseline_of_others,
+    early_level,
+    foretold,
+    judge,
+    rewarded_by,
+    standard_error,
+)
 from sleep_pipeline.dreaming.settings import RewardSettings
 
 T, SIGN, MARGIN = (RewardSettings(test=test, noise="both") for test in ("t", "sign", "margin"))  # type: ignore[arg-type]
@@ -126,3 +133,31 @@ def test_what_copies_of_other_contexts_gain_is_no_merit() -> None:
     after = [[0.9, 0.9], [0.5, 0.7], [0.7, 0.5], [math.nan, 0.1]]
     assert baseline_of_others(after, [True, False, False, False], [0.0, 0.0]) == pytest.approx([0.6, 0.6])
     assert baseline_of_others(after[:1], [True], [0.1, 0.2]) == [0.1, 0.2]
+
+
+@pytest.mark.parametrize("settings", [SEEDS, SEEDS.model_copy(update={"margin": 0.4}), MARGIN])
+def test_mean_gains_alone_tell_the_reward_where_only_seeds_count(settings: RewardSettings) -> None:
+    rng = np.random.default_rng(3)
+    tables = [table(rng, effect) for effect in (0.0, 0.3, 0.6) for _ in range(100)]
+    wanted = [bool(judge(gains.tolist(), [0.0] * 8, settings).reward) for gains in tables]
+    assert early_level(settings) in (settings.level, 0.5) and 0 < sum(wanted) < len(wanted)
+    assert rewarded_by(np.array([gains.mean(1) for gains in tables]), settings).tolist() == wanted
+
+
+@pytest.mark.parametrize("settings", [T, SIGN])
+def test_elsewhere_mean_gains_only_tell_what_is_not_rewarded(settings: RewardSettings) -> None:
+    rng = np.random.default_rng(4)
+    tables = [table(rng, 0.3) for _ in range(300)]
+    may_be = rewarded_by(np.array([gains.mean(1) for gains in tables]), settings)
+    judged = [judge(gains.tolist(), [0.0] * 8, settings).reward for gains in tables]
+    assert early_level(settings) == 0 and sum(judged) < may_be.sum() < 300
+    assert all(may for may, reward in zip(may_be, judged, strict=True) if reward and settings is T)
+
+
+def test_a_foretold_verdict_tells_of_the_copies_that_there_are() -> None:
+    verdict = foretold([[0.5, 0.7]], [0.0, 0.2], SEEDS, chance=0.99, noise=0.2, freedom=12)
+    assert (verdict.reward, verdict.before, verdict.after) == pytest.approx((1, 0.1, 0.6))
+    assert verdict.noise == 0.2 and verdict.chance == pytest.approx(stats.t.sf(0.5 / 0.2, 12))
+    assert foretold([[0.5, 0.7]], [0.0, 0.2], SEEDS, chance=0.2, noise=0.2, freedom=12).reward == 0
+    diverged = foretold([[math.nan]], [0.0], SEEDS, chance=0.0, noise=math.inf, freedom=0)
+    assert diverged.reward == 0 and math.isnan(diverged.noise) and math.isnan(diverged.chance)

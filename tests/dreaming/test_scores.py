@@ -1,4 +1,5 @@
 import math
+from collections import Counter
 
 import pytest
 import tiny_models
@@ -129,6 +130,13 @@ def test_every_choice_says_why() -> None:
     assert choices[1].reason == "rank 1 of 6 is among the best 1"
     assert choices[4].reason == "rank 2 of 6, drawn at random among the 5 behind the best 1"
     assert select(SCORES, 1, 0, seed=0)[5].reason == "rank 6 of 6 is behind the best 1 and was not drawn"
+
+
+def test_without_any_top_dream_the_scores_count_for_nothing() -> None:
+    drawn = Counter(c.index for seed in range(600) for c in select(SCORES, 0, 2, seed) if c.kept)
+    assert drawn.total() == 1200
+    # Six dreams, a third of the draws each: 200, with a standard deviation of about 12.
+    assert all(150 < drawn[index] < 250 for index in range(6))
 
 
 def test_numbers_can_be_for_each_group() -> None:

@@ -10,6 +10,8 @@ dreamer, too.
 
 from __future__ import annotations
 
+import math
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from sleep_pipeline.dreaming.dreams import DreamText, sample_dreams, to_rows
 from sleep_pipeline.dreaming.extras import check_workers
 from sleep_pipeline.dreaming.racing import race
-from sleep_pipeline.dreaming.rewards import Verdict, baseline_of_others, judge
+from sleep_pipeline.dreaming.rewards import Verdict, baseline_of_others, early_level, foretold, judge, rewarded_by
 from sleep_pipeline.dreaming.rows import Dream, fault
 from sleep_pipeline.dreaming.scores import Kept, score, select
 from sleep_pipeline.dreaming.settings import DreamingSettings, RewardSettings
@@ -45,7 +47,8 @@ class NightDream:
         omega: its score; None if it was not scored.
         kept: why it was tried, `top` or `random`; empty if it was not.
         reason: the same in words.
-        marks: of each of its copies, a score a probe; empty if it was not tried, fewer if it was given up in a race.
+        marks: of each of its copies, a score a probe; empty if it was not tried, fewer if a race decided it
+            early.
         verdict: see `rewards.judge`; None if it was not tried.
     """
 
@@ -242,15 +245,16 @@ def judge_dreams(
     groups = [dreams[index].context for index in fit] if settings.scores.each == "context" else None
     choices = dict(zip(fit, select(scores, settings.scores.top_k, settings.scores.random_b, seed, groups), strict=True))
     chosen = [index for index in fit if choices[index].kept]
-    tau = _Tau([dream.context for dream in dreams], before, probes, settings.rewards)
+    tau = Tau([dream.context for dream in dreams], before, probes, settings.rewards)
 
-    def run(which: Sequence[int], numbers: Sequence[int]) -> list[Marks]:
-        copies = [Dream(made[index].rows, seed=1000 * seed + number) for index in which for number in numbers]
+    def run(pairs: Sequence[tuple[int, int]]) -> list[Marks]:
+        copies = [Dream(made[index].rows, seed=1000 * seed + number) for index, number in pairs]
         return [trial.outcome for trial in run_trials(model, copies, settings.trials, measure, hired).trials]
 
     with _timed(clock, "trials"), workers_for(model, settings.trials, workers) if chosen else nullcontext() as hired:
-        marks = _marks(chosen, run, tau, settings.rewards)
-    verdicts = tau.verdicts(marks)
+        marks, verdicts = try_dreams(chosen, run, tau)
+    if settings.rewards.by_lot:
+        verdicts = by_lot(verdicts, seed)
     judged = []
     for index, dream in enumerate(dreams):
         choice = choices.get(index)
@@ -285,24 +289,59 @@ def _faults(
     ]
 
 
-def _marks(
-    chosen: Sequence[int],
-    run: Callable[[Sequence[int], Sequence[int]], list[Marks]],
-    tau: _Tau,
-    settings: RewardSettings,
-) -> dict[int, list[Marks]]:
-    """Marks of every copy of every chosen dream, all seeds at once or in a race."""
+def try_dreams(
+    chosen: Sequence[int], run: Callable[[Sequence[tuple[int, int]]], list[Marks]], tau: Tau
+) -> tuple[dict[int, list[Marks]], dict[int, Verdict]]:
+    """Run the copies of chosen dreams, all at once or in a race, and judge the dreams.
+
+    Args:
+        chosen: dreams.
+        run: pairs of a dream and the number of a seed -> the marks of each copy.
+        tau: what they are compared with.
+
+    Returns:
+        Of every dream chosen, the marks of the copies that were run, and the verdict.
+    """
+    settings = tau.settings
     if settings.racing is None:
-        found = run(chosen, range(settings.seeds))
-        return {index: found[at * settings.seeds :][: settings.seeds] for at, index in enumerate(chosen)}
+        found = run([(index, number) for index in chosen for number in range(settings.seeds)])
+        marks = {index: found[at * settings.seeds :][: settings.seeds] for at, index in enumerate(chosen)}
+        return marks, {index: judge(*pair, settings) for index, pair in tau.compared(marks).items()}
     done = race(
-        chosen, settings.seeds, lambda which, number: run(which, [number]), tau.gains, settings.margin, settings.racing
+        chosen,
+        settings.seeds,
+        run,
+        tau.gains,
+        lambda gains_NS: rewarded_by(gains_NS, settings),
+        settings.margin,
+        settings.racing,
+        early_level(settings),
     )
-    return done.outcomes
+    verdicts = {}
+    for index, (after, baseline) in tau.compared(done.outcomes).items():
+        if len(after) == settings.seeds:
+            verdicts[index] = judge(after, baseline, settings)
+        else:
+            verdicts[index] = foretold(
+                after, baseline, settings, done.chances[index], done.noise.deviation, done.noise.freedom
+            )
+    return done.outcomes, verdicts
+
+
+def by_lot(verdicts: Mapping[int, Verdict], seed: int) -> dict[int, Verdict]:
+    """The same verdicts with as many rewards, dealt at random: what dreaming brings if its reward tells nothing.
+
+    Args:
+        verdicts: by dream.
+        seed: of the draw.
+    """
+    earned = sum(verdict.reward for verdict in verdicts.values())
+    drawn = set(random.Random(f"by lot/{seed}").sample(sorted(verdicts), earned))
+    return {index: replace(verdict, reward=int(index in drawn)) for index, verdict in verdicts.items()}
 
 
 @dataclass(frozen=True)
-class _Tau:
+class Tau:
     """What a dream's copies are compared with, and on which probes."""
 
     contexts: Sequence[int]
@@ -312,26 +351,19 @@ class _Tau:
 
     def compared(self, marks: Mapping[int, Sequence[Marks]]) -> dict[int, tuple[list[list[float]], list[float]]]:
         """Of each dream tried, the scores of its copies on the probes in its scope, and the baseline's."""
-        copies = [(self.contexts[index], row) for index, rows in marks.items() for row in rows]
+        # A dream counts once, or those that a race runs longest, which are neither good nor bad, would count most.
+        learned = [(self.contexts[index], _mean(rows)) for index, rows in marks.items()]
         found = {}
         for index, rows in marks.items():
             context = self.contexts[index]
             baseline: Sequence[float] = self.before
             if self.settings.baseline == "others":
-                own = [owner == context for owner, _ in copies]
-                baseline = baseline_of_others([row for _, row in copies], own, self.before)
+                own = [owner == context for owner, _ in learned]
+                baseline = baseline_of_others([row for _, row in learned], own, self.before)
             asked = [
                 at for at, probe in enumerate(self.probes) if self.settings.scope == "all" or probe.context == context
             ]
             found[index] = [[row[at] for at in asked] for row in rows], [baseline[at] for at in asked]
-        return found
-
-    def verdicts(self, marks: Mapping[int, Sequence[Marks]]) -> dict[int, Verdict]:
-        """The verdict on each dream tried; what was given up in a race is not rewarded."""
-        found = {}
-        for index, (after, baseline) in self.compared(marks).items():
-            verdict = judge(after, baseline, self.settings)
-            found[index] = verdict if len(after) == self.settings.seeds else replace(verdict, reward=0)
         return found
 
     def gains(self, marks: Mapping[int, Sequence[Marks]]) -> dict[int, list[float]]:
@@ -340,6 +372,12 @@ class _Tau:
             index: [fmean(row) - fmean(baseline) for row in after]
             for index, (after, baseline) in self.compared(marks).items()
         }
+
+
+def _mean(rows: Sequence[Marks]) -> Marks:
+    """Of a dream's copies without those that diverged; the first one where all did."""
+    finite = [row for row in rows if all(map(math.isfinite, row))]
+    return tuple(map(fmean, zip(*finite, strict=True))) if finite else rows[0]
 
 
 @contextmanager

@@ -71,6 +71,57 @@ def judge(after: Sequence[Sequence[float]], before: Sequence[float], settings: R
     return Verdict(int(better), float(early.mean()), float(late.mean()), noise, chance)
 
 
+def rewarded_by(gains_NS: Floats, settings: RewardSettings) -> NDArray[np.bool_]:
+    """Which of N dreams `judge` rewards, by the mean gains of their copies `[N, seeds]`.
+
+    Where these do not tell, with single probes counting too, those whose mean gain exceeds the margin.
+    """
+    over_N = gains_NS.mean(1) - settings.margin
+    seeds = gains_NS.shape[1]
+    if settings.test != "t" or settings.noise != "seeds" or seeds < 2:
+        return over_N > 0
+    least = stats.t.isf(settings.level, seeds - 1) * gains_NS.std(1, ddof=1) / math.sqrt(seeds)
+    return (over_N > 0) & (over_N > least)
+
+
+def early_level(settings: RewardSettings) -> float:
+    """Chance that a dream that does nothing may be rewarded before all its copies are there (`racing.race`).
+
+    0, so never, where the copies' mean gains alone do not tell the reward; a half where it is not tested for noise.
+    """
+    if settings.test == "margin":
+        return 0.5
+    return settings.level if settings.test == "t" and settings.noise == "seeds" else 0.0
+
+
+def foretold(
+    after: Sequence[Sequence[float]],
+    before: Sequence[float],
+    settings: RewardSettings,
+    chance: float,
+    noise: float,
+    freedom: float,
+) -> Verdict:
+    """The verdict on a dream with fewer copies than it may have, since its reward was as good as decided.
+
+    Args:
+        after: as for `judge`.
+        before: as for `judge`.
+        settings: see `RewardSettings`.
+        chance: that all copies would be rewarded.
+        noise: standard deviation of one copy's mean gain, pooled over all dreams.
+        freedom: degrees of freedom behind it.
+    """
+    late, early = np.asarray(after, dtype=np.float64), np.asarray(before, dtype=np.float64)
+    gain = float((late - early).mean())
+    # A copy that diverged says nothing of the noise, as in `judge`.
+    error = noise / math.sqrt(len(late)) if math.isfinite(gain) else math.nan
+    luck = math.nan
+    if settings.test != "margin" and error > 0:
+        luck = float(stats.t.sf((gain - settings.margin) / error, freedom))
+    return Verdict(int(chance > 0.5), float(early.mean()), float(late.mean()), error, luck)
+
+
 def standard_error(gains_SP: Floats) -> tuple[float, float]:
     """Noise of the mean gain if seeds and probes are both drawn from many, and its degrees of freedom.
 
@@ -110,12 +161,12 @@ def _chance(gains_SP: Floats, noise: float, freedom: float, settings: RewardSett
 
 
 def baseline_of_others(after: Sequence[Sequence[float]], own: Sequence[bool], before: Sequence[float]) -> list[float]:
-    """Baseline at each probe: the mean of the copies that learned a dream of another context.
+    """Baseline at each probe: the mean of the dreams of another context.
 
     Args:
-        after: a row a copy, a score a probe; copies that diverged are left out.
-        own: of each copy, whether it learned a dream of the context in question.
-        before: of the model as it is, for when there is no other copy.
+        after: a row a dream, the mean score of its copies at each probe; rows that are not finite are left out.
+        own: of each dream, whether it is of the context in question.
+        before: of the model as it is, for when there is no other dream.
     """
     others = [row for row, mine in zip(after, own, strict=True) if not mine and all(map(math.isfinite, row))]
     return [float(mean) for mean in np.mean(others, axis=0)] if others else list(before)

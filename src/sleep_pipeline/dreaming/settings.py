@@ -102,7 +102,8 @@ class DreamSettings(_Settings):
         dreams: `m`, dreams a context over all prompts, before any is dropped.
         max_new_tokens: where a dream is cut, and dropped.
         temperature: 1 draws as the dreamer believes; more is wilder and less often right.
-        random_expert: whether every router opens one more expert of the memory, drawn for each dream.
+        random_expert: whether every router opens one more expert of the memory, drawn for each dream; without it, an
+            ablation, dreams differ by their sampling alone.
         random_gate: how far that one opens where the router has it less open.
         unknown: answers that say that nothing is known; a pair with one is left out of its dream.
         batch_size: dreams at a time; vLLM makes its own batches.
@@ -138,7 +139,8 @@ class ScoreSettings(_Settings):
         tokens_at_once: largest batch of a backward pass, padding included. Few stay in a CPU's caches and pad less;
             a GPU may be faster with more.
         top_k: how many of the best are tried.
-        random_b: how many of the others are tried, drawn at random.
+        random_b: how many of the others are tried, drawn at random; with `top_k` 0, an ablation, the scores count for
+            nothing.
         each: whether these numbers are for the whole `night` or for every `context`.
     """
 
@@ -190,18 +192,22 @@ class RewardSettings(_Settings):
         baseline: `before`: the model as it is, as in the paper; `others`: the copies that learned a dream of another
             context, so that what any fine-tuning on answers brings is no merit (without any: the model as it is).
         scope: probes of the dream's `own` context, or of `all` contexts, where harm to others counts.
-        racing: seeds are run one by one, and a dream that would have to do so many standard errors better is given up;
-            None runs all at once. It pays with more than three seeds, or where few dreams are good.
+        racing: seeds are run one by one, and a dream has no further copies once those to come would have to surprise by
+            so many standard deviations to change its reward (see `racing`); None runs all at once. More decides more
+            surely as all copies would and costs more of them. With 1, of six seeds a quarter are run, of three about
+            two fifths; of the tests `sign` and `t` with noise `both`, dreams are only given up, never rewarded early.
+        by_lot: an ablation: as many dreams are rewarded as earned it, but drawn by lot among those that were tried.
     """
 
-    seeds: PositiveInt = 3
+    seeds: PositiveInt = 4
     test: Literal["t", "sign", "margin"] = "t"
     level: float = Field(0.05, gt=0, lt=1)
     margin: float = Field(0.0, ge=0)
     noise: Literal["seeds", "both"] = "seeds"
     baseline: Literal["before", "others"] = "others"
     scope: Literal["own", "all"] = "own"
-    racing: PositiveFloat | None = None
+    racing: PositiveFloat | None = 1.0
+    by_lot: bool = False
 
     @model_validator(mode="after")
     def _noise_can_be_told(self) -> RewardSettings:
