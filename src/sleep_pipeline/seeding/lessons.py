@@ -159,9 +159,8 @@ def altered_texts(
         if nearest is None:
             continue
         other = samples[nearest[2]].answer
-        text = said.sub(lambda _, other=other: other.rstrip("."), contexts[sample.context])
         asked.append(TeacherSample(len(texts), "altered", sample.question, other, 1.0))
-        texts.append(text)
+        texts.append(other.rstrip(".").join(said.split(contexts[sample.context])))
     return texts, asked
 
 
