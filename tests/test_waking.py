@@ -143,7 +143,10 @@ def project(
     """A project with the configuration of this one and the three nights."""
     texts = {path.name: path.read_text(encoding="utf-8") for path in (project_root / "conf/base").glob("*.yml")}
     path = toy_project({**texts, "mlflow.yml": "enabled: false\n"})
-    (path / "conf/local/parameters.yml").write_text(f"model: {base}\nmachine: {{device: cpu}}\n", encoding="utf-8")
+    small = "memory: {levels: [{num_slots: 4, rank: 4}]}"
+    (path / "conf/local/parameters.yml").write_text(
+        f"model: {base}\nmachine: {{device: cpu}}\n{small}\n", encoding="utf-8"
+    )
     shutil.copytree(life, path / "data/06_models")
     monkeypatch.chdir(path)
     return path
