@@ -113,7 +113,9 @@ def test_without_any_dream_the_night_ends_without_trials(tiny_model: Any, tiny_t
 def test_against_the_model_before_any_fine_tuning_on_answers_may_look_good(
     tiny_model: Any, tiny_tokenizer: Any
 ) -> None:
-    settings = SETTINGS.model_copy(update={"rewards": RewardSettings(seeds=2, racing=None, baseline="before", test="margin")})
+    settings = SETTINGS.model_copy(
+        update={"rewards": RewardSettings(seeds=2, racing=None, baseline="before", test="margin")}
+    )
     against_before = judged(tiny_model, tiny_tokenizer, [RIGHT, WRONG, INNS], settings)
     others = judged(tiny_model, tiny_tokenizer, [RIGHT, WRONG, INNS])
     for mine, theirs in zip(against_before.dreams, others.dreams, strict=True):
