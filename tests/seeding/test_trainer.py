@@ -347,6 +347,14 @@ def test_settled_steps_share_their_rows_evenly_among_the_nights(
             assert (len(rows["tonight"]), len(rows["stored"])) == wanted
 
 
+def test_tonight_keeps_a_tenth_of_the_settled_rows_however_many_nights_there_were(tiny_tokenizer: Any) -> None:
+    given = settings(on_policy=0.0, replay={"stored_rows": 32, "settled_share": 1.0})
+    replayed = without_context(lessons(20, first=20))
+    trainer = trainer_of(asleep(), tiny_tokenizer, settings=given, replayed=replayed, earlier=39)
+    rows = trainer._off_policy()
+    assert (len(rows["tonight"]), len(rows["stored"])) == (4, 36)
+
+
 def test_what_cannot_be_trained_is_refused(tiny_tokenizer: Any) -> None:
     with pytest.raises(ValueError, match="there is no lesson to learn"):
         KnowledgeSeedingTrainer(asleep(), settings(), [], tiny_tokenizer)

@@ -34,7 +34,8 @@ class ReplaySettings(_Settings):
         base_reader: whether documents, what is said about them, and free texts come from the model without its experts,
             so that what one night does to its reading is not the measure of the next.
         settled_share: of the last steps, in which every night has as many rows as every other, tonight's too, so that
-            tonight's lessons do not drown those of earlier nights; 0 for none.
+            tonight's lessons do not drown those of earlier nights; tonight keeps a tenth of the rows however many
+            nights there were. 0 for none.
         gate_penalty: weight of the new expert's mean gate on lessons in reading, where the text says it all (gate
             sparsity); 0 for none.
     """

@@ -47,6 +47,8 @@ from sleep_pipeline.seeding.rewards import RewardFunction
 from sleep_pipeline.seeding.settings import SeedingSettings
 
 View = Callable[[], AbstractContextManager[None]]
+_LEAST_TONIGHT = 0.1
+"""Share of the rows of a settled step: with fewer, nights after the fourteenth were learned worse."""
 _TIDY_EVERY = 20
 """Steps after which freed memory goes back to the system: more often costs time, more rarely memory."""
 
@@ -446,8 +448,8 @@ def _permutation(size: int, salt: str) -> list[int]:
 
 
 def _evenly(rows: int, earlier: int) -> tuple[int, int]:
-    """Rows of tonight and of all earlier nights together, as many a night; at least one of tonight."""
-    tonight = max(1, round(rows / (earlier + 1)))
+    """Rows of tonight and of all earlier nights together, as many a night; at least a tenth of tonight, and one."""
+    tonight = max(1, round(rows / (earlier + 1)), round(_LEAST_TONIGHT * rows))
     return tonight, rows - tonight
 
 
