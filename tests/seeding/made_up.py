@@ -62,7 +62,13 @@ def settings(**changes: Any) -> SeedingSettings:
         "on_policy": 0.5,
         "alpha": 0.7,
         "teacher": {"experts": True},
-        "replay": {"stored_rows": 2, "open_book_rows": 1, "open_book_documents": 0, "free_texts": 0},
+        "replay": {
+            "stored_rows": 2,
+            "open_book_rows": 1,
+            "open_book_documents": 0,
+            "free_texts": 0,
+            "settled_share": 0.0,
+        },
         "imitation": {"group": 2, "gamma": 0.0, "threshold": 6, "max_new_tokens": 4},
         "optimizer": {"steps": 4, "learning_rate": 1e-2, "precision": "fp32"},
     }
