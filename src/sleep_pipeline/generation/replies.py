@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from sleep_pipeline.generation.sampler import check_window, encode_prompts
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -36,17 +38,8 @@ def greedy_replies(
     """
     import torch
 
-    encoded: list[list[int]] = [
-        tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=True)["input_ids"]
-        for prompt in prompts
-    ]
-    window = getattr(model.config, "max_position_embeddings", None)
-    longest = max((len(ids) for ids in encoded), default=0)
-    if window is not None and longest + max_new_tokens > window:
-        raise ValueError(
-            f"a conversation of {longest} tokens and a reply of {max_new_tokens} do not fit into the model's window of "
-            f"{window} tokens; shorten the text or lower max_new_tokens"
-        )
+    encoded = encode_prompts(tokenizer, prompts)
+    check_window(model, encoded, max_new_tokens)
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     replies = [""] * len(encoded)
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
