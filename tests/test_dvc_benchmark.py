@@ -54,6 +54,7 @@ def test_a_run_s_stage_watches_the_parameters_that_the_pipeline_takes(
         assert name in yaml.safe_load((project_root / file).read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_a_run_s_stage_depends_on_the_code_that_a_method_is_made_of(stage: dict[str, Any], project_root: Path) -> None:
     code = (
         "import importlib, pkgutil, sys, sleep_pipeline.baselines as b, sleep_pipeline.night_model\n"

@@ -92,6 +92,7 @@ def test_the_context_s_teacher_sees_other_examples_and_the_student_none(tiny_mod
         assert example.text not in system and example.text in user
 
 
+@pytest.mark.slow
 def test_a_full_memory_merges_its_oldest_experts(tiny_model: Any, answering: Any) -> None:
     method = sleeping(tiny_model, answering, "context", slots=3)
     for task in stream(tasks=4).tasks:
