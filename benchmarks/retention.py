@@ -13,8 +13,9 @@ fact's value, letter for letter. Recall is relative to what the base model answe
 Rivals train the same number of steps with the same optimizer on the same number of tokens: `documents_*` on the raw
 texts, `samples_*` on what the model itself says about them (hard labels), `distillation_*` on its distributions;
 `_lora` in one adapter with as many parameters as all of sleep's experts together, `_full` in all weights; `_replay`
-with as much replay as sleep, `_ewc` with elastic weight consolidation. `joint` learns all nights at once, from the
-documents of all nights, and is the bound. Ablations of sleep are named after what they lack or change.
+with as much replay as sleep, `_ewc` with elastic weight consolidation. `joint_*` learn all documents at once, in as
+many steps of as many rows as all nights together, and are the bound. Ablations of sleep are named after what they lack
+or change.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,22 @@ def memory(nights: int, layers: int, starts_at: float = MEMORY.starts_at, **chan
     return MemorySettings(levels=(level,), starts_at=starts_at).config(layers)
 
 
+def at_once(days: Sequence[Day]) -> Day:
+    """All days as one."""
+    documents: list[str] = []
+    questions: list[Question] = []
+    for day in days:
+        questions += [replace(question, document=question.document + len(documents)) for question in day.questions]
+        documents += day.documents
+    return Day(documents, questions)
+
+
+def for_all(settings: SeedingSettings, nights: int) -> SeedingSettings:
+    """The settings of one night that takes the steps and the rows of all of them."""
+    optimizer = settings.optimizer.model_copy(update={"steps": nights * settings.optimizer.steps})
+    return settings.model_copy(update={"optimizer": optimizer, "rows": settings.rows + settings.replay.stored_rows})
+
+
 Maker = Callable[[Any, Any, SeedingSettings, int, int], Learner]
 
 
@@ -147,6 +164,8 @@ METHODS: dict[str, Maker] = {
     "samples_lora_ewc": tuning("samples", lora=True, anchor=0.2),
     "distillation_lora": tuning("beliefs", lora=True),
     "no_expansion": tuning("beliefs", lora=True, replay=True),
+    "joint_lora": tuning("beliefs", lora=True, replay=True),
+    "joint_full": tuning("beliefs", lora=False, replay=True, rate=3e-4),
     "no_imitation": sleeping({"lambda": 0.125, "alpha": 1.0}),
     "no_semantic_reward": sleeping({"lambda": 0.125, "imitation": {"gamma": 0.0}}),
     "on_policy_share": sleeping({"lambda": 0.125}),
@@ -156,7 +175,8 @@ METHODS: dict[str, Maker] = {
     "router_null_softmax": sleeping(router="null_softmax"),
     "router_sigmoid": sleeping(router="sigmoid"),
 }
-RIVALS = [name for name in METHODS if name.startswith(("documents", "samples", "distillation"))]
+JOINT = [name for name in METHODS if name.startswith("joint")]
+RIVALS = [name for name in METHODS if name.startswith(("documents", "samples", "distillation"))] + JOINT
 
 
 @dataclass(frozen=True)
@@ -182,7 +202,7 @@ class Life:
 
 
 def run(
-    method: Maker, settings: SeedingSettings, nights: int, seed: int, documents: int, say: bool, device: str = "cpu"
+    name: str, settings: SeedingSettings, nights: int, seed: int, documents: int, say: bool, device: str = "cpu"
 ) -> Life:
     """Live through all nights, asking everything after each."""
     torch.manual_seed(seed)
@@ -190,11 +210,13 @@ def run(
     model.to(device)
     model.set_attn_implementation("eager")
     days = [live(seed, number, documents) for number in range(nights)]
+    if name in JOINT:
+        days, settings = [at_once(days)], for_all(settings, nights)
     probe = live(seed, "never learned", 16 * documents)
     open_book = [ask(model, tokenizer, day, open_book=True) for day in days]
     reading = [statistics.mean(ask(model, tokenizer, probe, open_book=True))]
     invented = [statistics.mean(ask(model, tokenizer, probe, open_book=False))]
-    learner = method(model, tokenizer, settings, nights, seed)
+    learner = METHODS[name](model, tokenizer, settings, nights, seed)
     retention = Retention()
     seconds, details = [], []
     for night, day in enumerate(days):
@@ -297,7 +319,7 @@ def main() -> None:
             mine = lives.setdefault(name, {})
             if str(seed) not in mine:
                 print(f"{name}, seed {seed}", flush=True)
-                life = run(METHODS[name], settings, nights, seed, documents, True, arguments.device)
+                life = run(name, settings, nights, seed, documents, True, arguments.device)
                 mine[str(seed)] = life.to_json()
                 write(arguments.json, protocol, lives)
     found = write(arguments.json, protocol, lives)

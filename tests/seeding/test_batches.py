@@ -1,23 +1,38 @@
 """Rows side by side: nothing lost, and split only where that saves padding."""
 
+from collections.abc import Iterator
 from itertools import combinations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from made_up import lesson
 from tiny_models import VOCAB
 
-from sleep_pipeline.seeding.batches import WORTH_SPLITTING, batches, join_teachers, pad, positions
+from sleep_pipeline.seeding.batches import PASS_TOKENS, batches, join_teachers, pad, positions
 
 CPU = torch.device("cpu")
-ROWS = st.lists(st.integers(1, 12), min_size=1, max_size=7).map(
+ROWS = st.lists(st.integers(1, 12), min_size=1, max_size=6).map(
     lambda lengths: [list(range(100 * number + 1, 100 * number + 1 + length)) for number, length in enumerate(lengths)]
 )
 
 
 def cost(parts: list[list[list[int]]]) -> int:
     return sum(len(part) * max(map(len, part)) for part in parts)
+
+
+def partitions(rows: list[list[int]]) -> Iterator[list[list[list[int]]]]:
+    """All ways to lay rows into batches."""
+    if not rows:
+        yield []
+        return
+    first, rest = rows[0], rows[1:]
+    for size in range(len(rest) + 1):
+        for chosen in combinations(range(len(rest)), size):
+            others = [row for index, row in enumerate(rest) if index not in chosen]
+            for parts in partitions(others):
+                yield [[first, *(rest[index] for index in chosen)], *parts]
 
 
 @given(ROWS)
@@ -33,19 +48,19 @@ def test_every_row_is_there_once_and_as_it_was(rows: list[list[int]]) -> None:
             assert not ids[length:].any()
 
 
-@given(ROWS)
-def test_rows_are_split_only_where_it_pays_and_then_as_well_as_can_be(rows: list[list[int]]) -> None:
-    made = batches(rows, 0, CPU)
-    found = sum(batch.ids.numel() for batch in made)
-    whole = cost([rows])
-    in_two = [
-        cost([[rows[i] for i in chosen], [row for i, row in enumerate(rows) if i not in chosen]])
-        for size in range(1, len(rows))
-        for chosen in combinations(range(len(rows)), size)
-    ]
-    best = min(in_two, default=whole)
-    assert found == (best if best < WORTH_SPLITTING * whole else whole)
-    assert len(made) == (2 if best < WORTH_SPLITTING * whole else 1)
+@given(ROWS, st.integers(0, 20))
+def test_rows_are_split_only_where_it_pays_and_then_as_well_as_can_be(rows: list[list[int]], more: int) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(PASS_TOKENS, "cpu", more)
+        made = batches(rows, 0, CPU)
+    found = sum(batch.ids.numel() + more for batch in made)
+    assert found == min(cost(parts) + more * len(parts) for parts in partitions(rows))
+
+
+def test_an_unknown_device_is_taken_for_one_that_likes_large_batches() -> None:
+    rows = [[1] * 4] * 20 + [[1] * 60] * 20
+    assert len(batches(rows, 0, CPU)) == 2
+    assert len(batches(rows, 0, torch.device("meta"))) == 1
 
 
 def test_padding_is_on_the_right_with_the_pad_token() -> None:

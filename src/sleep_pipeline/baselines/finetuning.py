@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
 from sleep_pipeline.seeding.batches import pad
@@ -53,7 +54,8 @@ class FineTuning:
         tokenizer: with a chat template.
         settings: of seeding; `lambda` and the reward are left out.
         data: `documents`: the raw texts; `samples`: what the model says about them with the text before it; `beliefs`:
-            the same with its distributions, which is self-distillation.
+            the same with its distributions, which is self-distillation. As with sleep, the teacher reads without what
+            earlier nights taught, unless `teacher.experts` says otherwise; all weights at once cannot be set aside.
         rank: of one LoRA adapter over all linear layers, trained on every night; None trains all weights.
         replay: whether lessons of earlier nights are replayed, as many as sleep replays.
         anchor: weight of elastic weight consolidation; 0 for none.
@@ -97,7 +99,8 @@ class FineTuning:
         if self._data == "documents":
             lessons = [raw_lesson(self._tokenizer, document) for document in documents]
         else:
-            gathered = gather(self.model, self._tokenizer, documents, self._settings, own)
+            with self._teacher():
+                gathered = gather(self.model, self._tokenizer, documents, self._settings, own)
             lessons, open_book = gathered.lessons, gathered.open_book
             if self._data == "samples":
                 lessons = [certain(lesson) for lesson in lessons]
@@ -119,6 +122,12 @@ class FineTuning:
             self._store.add("open_book", open_book, night, self._seed)
         if self._anchor is not None:
             self._anchor.remember(lessons, self._tokenizer.pad_token_id, own)
+
+    def _teacher(self) -> AbstractContextManager[None]:
+        """Set the adapter aside while the model reads, as sleep sets aside its experts."""
+        if self._settings.teacher.experts or not isinstance(self.model, PeftModel):
+            return nullcontext()
+        return self.model.disable_adapter()
 
     def _rows(self, lessons: Sequence[Lesson]) -> int:
         """As many rows as make sleep's tokens a step: documents are longer than questions with answers."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sleep_pipeline.seeding.divergences import CachedTeacher, join
 from sleep_pipeline.seeding.lessons import Lesson
 
-WORTH_SPLITTING = 0.8
-"""Share of the padded tokens below which two batches are better than one."""
+PASS_TOKENS = {"cpu": 256, "cuda": 4096}
+"""Padded tokens that one more forward and backward pass must save, by device: a CPU starts a pass in no time."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,22 @@ def pad(rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device) 
 
 
 def batches(rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device) -> list[Batch]:
-    """All rows in one batch, or in a short and a long one where that saves much padding."""
+    """All rows, those of like length together: in as many batches as cost least, each counted as `PASS_TOKENS`."""
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    lengths = [len(rows[index]) for index in order]
-    costs = [cut * lengths[cut - 1] + (len(rows) - cut) * lengths[-1] for cut in range(1, len(rows))]
-    whole = len(rows) * lengths[-1]
-    parts = [order]
-    if costs and min(costs) < WORTH_SPLITTING * whole:
-        cut = costs.index(min(costs)) + 1
-        parts = [order[:cut], order[cut:]]
-    return [Batch(part, *pad([rows[index] for index in part], pad_token_id, device)) for part in parts]
+    lengths = np.array([len(rows[index]) for index in order])
+    more = PASS_TOKENS.get(device.type, PASS_TOKENS["cuda"])
+    # least[n]: of the shortest n rows; begins[n]: where the last of their batches begins.
+    least, begins = np.zeros(len(rows) + 1), np.zeros(len(rows) + 1, dtype=int)
+    for end in range(1, len(rows) + 1):
+        costs = least[:end] + np.arange(end, 0, -1) * lengths[end - 1] + more
+        begins[end] = costs.argmin()
+        least[end] = costs[begins[end]]
+    parts = []
+    end = len(rows)
+    while end:
+        parts.append(order[begins[end] : end])
+        end = begins[end]
+    return [Batch(part, *pad([rows[index] for index in part], pad_token_id, device)) for part in reversed(parts)]
 
 
 def positions(spans: Sequence[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:

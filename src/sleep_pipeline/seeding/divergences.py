@@ -99,13 +99,16 @@ def join(teachers: Sequence[CachedTeacher]) -> CachedTeacher:
 def outcomes(logits_NV: Tensor, teacher: CachedTeacher) -> tuple[Tensor, Tensor]:
     """Teacher's and student's log-probabilities `[N, k + 1]` of the cached tokens and of any other token."""
     logits_NV = _exact(logits_NV)
-    total_N = torch.logsumexp(logits_NV, dim=-1)
-    student = logits_NV.gather(-1, teacher.tokens_NK) - total_N[:, None]
-    others = logits_NV.scatter(-1, teacher.tokens_NK, -torch.inf)
+    kept_NK = logits_NV.gather(-1, teacher.tokens_NK)
+    total_N = torch.logsumexp(kept_NK, dim=-1)
     if teacher.tokens_NK.shape[-1] == logits_NV.shape[-1]:
         rest = torch.full_like(total_N, _LEAST)
     else:
-        rest = (torch.logsumexp(others, dim=-1) - total_N).clamp(min=_LEAST)
+        # The whole vocabulary is summed once, and the total is made of both parts.
+        others_N = torch.logsumexp(logits_NV.scatter(-1, teacher.tokens_NK, -torch.inf), dim=-1)
+        total_N = torch.logaddexp(total_N, others_N)
+        rest = (others_N - total_N).clamp(min=_LEAST)
+    student = kept_NK - total_N[:, None]
     cached = torch.cat([teacher.log_probs_NK, teacher.tail_N[:, None]], dim=-1).to(student)
     return cached, torch.cat([student, rest[:, None]], dim=-1)
 

@@ -1,0 +1,75 @@
+"""Fine-tuning on documents in sequence; a tiny model, and lessons that the test makes itself."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from sleep_pipeline.baselines import finetuning
+from sleep_pipeline.baselines.finetuning import FineTuning, certain
+from sleep_pipeline.seeding.divergences import CachedTeacher
+from sleep_pipeline.seeding.lessons import Lesson
+from sleep_pipeline.seeding.night import NightData
+from sleep_pipeline.seeding.settings import SeedingSettings
+from sleep_pipeline.seeding.teacher import TeacherData
+
+NO_TEACHER = CachedTeacher(torch.zeros(0, 1), torch.zeros(0, 1), torch.zeros(0))
+
+
+def settings(experts: bool = False) -> SeedingSettings:
+    return SeedingSettings.model_validate(
+        {
+            "rows": 4,
+            "teacher": {"experts": experts},
+            "optimizer": {"steps": 8, "learning_rate": 1e-2, "precision": "fp32"},
+        }
+    )
+
+
+@pytest.fixture
+def read(tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """What the teacher of every night makes of one text; its lesson is always the same."""
+    ids = tuple(tiny_tokenizer("where is the river")["input_ids"])
+    logits: list[torch.Tensor] = []
+
+    def gather(model: Any, *_: Any) -> NightData:
+        with torch.no_grad():
+            logits.append(model(torch.tensor([ids])).logits)
+        return NightData(TeacherData([], [], 0), [certain(Lesson((*ids, 7), len(ids), NO_TEACHER))], [], {})
+
+    monkeypatch.setattr(finetuning, "gather", gather)
+    return logits
+
+
+def test_the_teacher_of_an_adapter_reads_without_it(tiny_model: Any, tiny_tokenizer: Any, read: list[Any]) -> None:
+    learner = FineTuning(tiny_model, tiny_tokenizer, settings(), "samples", rank=4)
+    for night in (1, 2):
+        learner.learn(["a text"], night)
+    torch.testing.assert_close(read[1], read[0], rtol=0, atol=0)
+    adapted = learner.model(torch.tensor([tiny_tokenizer("where is the river")["input_ids"]])).logits
+    assert not torch.allclose(adapted, read[0])
+
+
+@pytest.mark.parametrize(("rank", "experts"), [(4, True), (None, False)])
+def test_the_teacher_is_what_was_trained_where_nothing_can_or_shall_be_set_aside(
+    tiny_model: Any, tiny_tokenizer: Any, read: list[Any], rank: int | None, experts: bool
+) -> None:
+    learner = FineTuning(tiny_model, tiny_tokenizer, settings(experts), "samples", rank=rank)
+    for night in (1, 2):
+        learner.learn(["a text"], night)
+    assert not torch.allclose(read[1], read[0])
+
+
+def test_documents_take_fewer_rows_than_questions_so_that_tokens_are_equal(
+    tiny_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        finetuning,
+        "learn",
+        lambda _, __, lessons, ___, settings, *____, **_____: taught.append((settings.rows, len(lessons[0].ids))),
+    )
+    learner = FineTuning(tiny_model, tiny_tokenizer, settings(), "documents", rank=None)
+    learner.learn(["the river is long " * 8], 1)
+    ((rows, tokens),) = taught
+    assert rows == max(1, round(4 * finetuning.QUESTION_TOKENS / tokens)) < 4
