@@ -2,9 +2,11 @@
 
     python benchmarks/retention.py --json build/retention.json                      # sleep, 10 nights, 3 seeds
     python benchmarks/retention.py --methods all --json build/retention.json        # every rival, hours on two cores
+    python benchmarks/retention.py --json build/retention.json --table              # what the file holds, as Markdown
     python benchmarks/retention.py --quick                                          # under a minute: two short nights
 
-The file is written after every life, and lives that stand in it are not lived again: a table may take several sittings.
+The file is written after every life, and lives that stand in it are not lived again: a table may take several sittings,
+and several processes at once with different methods or seeds.
 
 Every night brings 8 made-up documents of 4 facts each, in wordings that the model was not pretrained on. After a night
 every earlier night's questions are asked without the documents, in held-out wordings; an answer is right if it is the
@@ -41,6 +43,7 @@ from sleep_pipeline.baselines.sleep import Sleep
 from sleep_pipeline.corpora.worlds import WorldGenerator, draw_question, fill
 from sleep_pipeline.environment import apply_defaults
 from sleep_pipeline.evaluation.retention import Retention
+from sleep_pipeline.evaluation.statistics import paired_difference
 from sleep_pipeline.generation.replies import greedy_replies
 from sleep_pipeline.hardware import keep_freed_memory
 from sleep_pipeline.memory import ContinuumMemoryConfig
@@ -271,6 +274,61 @@ def figures(name: str, lives: Sequence[Life]) -> dict[str, Any]:
     }
 
 
+def margin(lives: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Sleep's final accuracy minus that of the best rival that is not joint training, on the same questions.
+
+    Of the seeds that both have lived; its interval is that of all their questions, paired.
+    """
+    mine = lives.get("sleep", {})
+    best: tuple[float, str, list[str]] | None = None
+    for name in RIVALS:
+        seeds = sorted(mine.keys() & lives.get(name, {}).keys())
+        if name in JOINT or not seeds:
+            continue
+        accuracy = statistics.mean(statistics.mean(last_answers(lives[name][seed])) for seed in seeds)
+        best = max(best or (accuracy, name, seeds), (accuracy, name, seeds))
+    if best is None:
+        return {}
+    _, rival, seeds = best
+    after, before = ([a for seed in seeds for a in last_answers(lives[name][seed])] for name in ("sleep", rival))
+    found = paired_difference(after, before)
+    unit = f"share, final accuracy above {rival}, seeds {', '.join(seeds)}, 95 % of the questions"
+    return {"sleep.margin_over_best_rival": {"value": found.value, "unit": unit, "interval": [found.low, found.high]}}
+
+
+def last_answers(life: dict[str, Any]) -> list[int]:
+    """All answers after a life's last night."""
+    return [answer for night in life["retention"]["scores"][-1] for answer in night]
+
+
+COLUMNS = {
+    "final_accuracy": "right after the last night",
+    "relative_recall": "recall after its night, of the teacher's",
+    "forgetting": "forgetting, max minus last",
+    "reading_change": "reading",
+    "seconds_a_night": "s a night",
+    "stored_bytes": "MB kept",
+}
+
+
+def table(record: dict[str, Any]) -> str:
+    """The methods of a file in Markdown: means over the seeds, with the least and the greatest seed."""
+    figures, lives = record["figures"], record["lives"]
+    lines = [f"| method (seeds) | {' | '.join(COLUMNS.values())} |", f"|---|{'---|' * len(COLUMNS)}"]
+    for name in sorted(lives, key=lambda name: -figures[f"{name}.final_accuracy"]["value"]):
+        cells = [f"{name} ({len(lives[name])})"]
+        for measure in COLUMNS:
+            figure = figures.get(f"{name}.{measure}")
+            if figure is None or (measure == "forgetting" and name in JOINT):
+                cells.append("")
+                continue
+            scale, digits = {"seconds_a_night": (1, 0), "stored_bytes": (1e-6, 1)}.get(measure, (1, 3))
+            value, low, high = (scale * number for number in (figure["value"], *figure["interval"]))
+            cells.append(f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -282,7 +340,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=None, help="of torch; default: its own choice")
     parser.add_argument("--device", default="cpu", help="where all of it runs; seconds of another device are no rivals")
     parser.add_argument("--set", default="{}", help="JSON of seeding settings to change, for trying things out")
+    parser.add_argument("--table", action="store_true", help="only print what stands in the file, as Markdown")
     arguments = parser.parse_args()
+    if arguments.table:
+        if arguments.json is None or not arguments.json.exists():
+            parser.error(f"--table needs a file of lives that were lived: --json {arguments.json} is none")
+        print(table(json.loads(arguments.json.read_text(encoding="utf-8"))))
+        return
     apply_defaults()
     keep_freed_memory()
     if arguments.threads:
@@ -316,12 +380,14 @@ def main() -> None:
     lives = earlier(arguments.json, protocol)
     for seed in seeds:
         for name in names:
-            mine = lives.setdefault(name, {})
-            if str(seed) not in mine:
-                print(f"{name}, seed {seed}", flush=True)
-                life = run(name, settings, nights, seed, documents, True, arguments.device)
-                mine[str(seed)] = life.to_json()
-                write(arguments.json, protocol, lives)
+            if str(seed) in lives.get(name, {}):
+                continue
+            print(f"{name}, seed {seed}", flush=True)
+            life = run(name, settings, nights, seed, documents, True, arguments.device)
+            # Others may have written meanwhile.
+            lives = {**lives, **earlier(arguments.json, protocol)}
+            lives[name] = {**lives.get(name, {}), str(seed): life.to_json()}
+            write(arguments.json, protocol, lives)
     found = write(arguments.json, protocol, lives)
     for key, figure in found.items():
         low, high = figure["interval"]
@@ -350,6 +416,7 @@ def write(path: Path | None, protocol: dict[str, Any], lives: dict[str, dict[str
     found: dict[str, Any] = {}
     for name, mine in lives.items():
         found |= figures(name, [Life.from_json(life) for life in mine.values()])
+    found |= margin(lives)
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         record = {"figures": found, "protocol": protocol, "lives": lives}

@@ -26,6 +26,9 @@ from made_up import asleep, lessons, settings, state, trainer_of, whimsical
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
 
+from sleep_pipeline.seeding.batches import PASS_TOKENS
+
+PASS_TOKENS["cpu"] = 8
 torch.set_num_threads(1)
 model = asleep(filled=False)
 trainer = trainer_of(
