@@ -3,7 +3,8 @@
     python benchmarks/memory_latency.py --json build/memory_latency.json      # about five minutes on two cores
     python benchmarks/memory_latency.py --quick                               # under a minute, wider intervals
 
-A random Llama of hidden size 1024 with 8 layers carries three memories: 5 experts of rank 64, 20 with `top_k=2`, and
+A random Llama of hidden size 1024 with 8 layers carries four memories: 5 experts of rank 64 in every layer, the same
+in the layers that a night gives a memory by default (`MemorySettings.starts_at`), 20 with `top_k=2` in every layer, and
 20 without. Every repetition times the bare network (the memory's layers taken out, same weights) and each memory once,
 in an order drawn anew, so that whatever else the machine does falls on all alike. A figure is the median over the
 repetitions of the ratio to the bare network in the same repetition, with a 95 % bootstrap interval of that median.
@@ -29,10 +30,18 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from sleep_pipeline.memory import ContinuumMemoryConfig, LevelConfig, memory_aside, state_of
 from sleep_pipeline.memory.experts import dense, grouped, inverse_rms
 from sleep_pipeline.memory.slots import SlotState
+from sleep_pipeline.night_model import MemorySettings
 
 HIDDEN, LAYERS, RANK = 1024, 8, 64
-MEMORIES = {"5_experts": (5, None), "20_experts_top_2": (20, 2), "20_experts_all": (20, None)}
-TARGETS = {"5_experts": 1.10, "20_experts_top_2": 1.50}
+EVERY = list(range(LAYERS))
+MEMORIES = {
+    "5_experts": (5, None, EVERY),
+    "5_experts_upper_half": (5, None, MemorySettings().layers(LAYERS)),
+    "20_experts_top_2": (20, 2, EVERY),
+    "20_experts_all": (20, None, EVERY),
+}
+"""Experts, `top_k`, and the layers that carry them."""
+TARGETS = {"5_experts": 1.10, "5_experts_upper_half": 1.10, "20_experts_top_2": 1.50}
 CONTEXT = 128
 
 
@@ -50,8 +59,10 @@ def build(dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
     )
     network = LlamaForCausalLM(config).to(dtype).eval()
     model: nn.Module | None = None
-    for name, (experts, top_k) in MEMORIES.items():
-        memory = ContinuumMemoryConfig(levels=[LevelConfig(num_slots=experts + 2, rank=RANK, top_k=top_k)])
+    for name, (experts, top_k, layers) in MEMORIES.items():
+        memory = ContinuumMemoryConfig(
+            levels=[LevelConfig(num_slots=experts + 2, rank=RANK, top_k=top_k)], layers_to_transform=layers
+        )
         if model is None:
             model = peft.get_peft_model(network, memory, adapter_name=name)
         else:
@@ -189,7 +200,10 @@ def main() -> None:
         print(f"{name:55} {result['value']:9.3f} {result['unit']:8} [{low:.3f}, {high:.3f}]{target}")
     protocol = {
         "model": f"random Llama, hidden {HIDDEN}, {LAYERS} layers, intermediate 3072, vocabulary 8192",
-        "memories": {name: {"experts": e, "rank": RANK, "top_k": k} for name, (e, k) in MEMORIES.items()},
+        "memories": {
+            name: {"experts": e, "rank": RANK, "top_k": k, "layers": layers}
+            for name, (e, k, layers) in MEMORIES.items()
+        },
         "repetitions": repetitions,
         "batch": 1,
         "threads": arguments.threads,

@@ -63,3 +63,12 @@ def test_a_memory_that_names_no_layers_has_one_in_each(base: str, tmp_path: Path
     opened(base, checkpoint, starts_at=0.0)
     with pytest.raises(ValueError, match="starts at layer 0 of 2, asked for layer 1"):
         opened(base, checkpoint)
+
+
+def test_a_checkpoint_of_another_activation_is_refused_and_another_store_is_taken(base: str, tmp_path: Path) -> None:
+    checkpoint = saved(opened(base), tmp_path / "night")
+    with pytest.raises(ValueError, match=r"activation is 'silu', asked for 'relu'"):
+        opened(base, checkpoint, activation="relu")
+    settings = MemorySettings(levels=LEVELS)
+    night = open_model(base, MachineSettings(device="cpu"), settings, ReplaySettings(stored_capacity=7), checkpoint)
+    assert night.store.pools["stored"].capacity == 7

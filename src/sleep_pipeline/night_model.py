@@ -149,12 +149,12 @@ def open_model(
         name: "embedded", a folder, or a name on the hub.
         machine: where to compute.
         memory: of a fresh life.
-        replay: sizes of a fresh store.
+        replay: sizes of the store.
         checkpoint: folder of a night; None for the model before its first.
 
     Raises:
         ModelLoadError: the base model cannot be had.
-        ValueError: the checkpoint has a memory with other levels, belongs to another base model, or has other files
+        ValueError: the checkpoint has a memory of another form, belongs to another base model, or has other files
             than were saved.
     """
     from peft import PeftModel, get_peft_model
@@ -175,6 +175,7 @@ def open_model(
         model = PeftModel.from_pretrained(base, str(checkpoint), is_trainable=True)
         _same_memory(wanted, state_of(model).config, layers, checkpoint)
         store = ReplayStore.load(checkpoint / REPLAY)
+        store.resize(replay.stored_capacity, replay.open_book_capacity)
     return NightModel(model.eval(), tokenizer, store)
 
 
@@ -188,6 +189,8 @@ def _same_memory(wanted: ContinuumMemoryConfig, saved: ContinuumMemoryConfig, la
     ]
     if len(asked) != len(found):
         differing = [f"it has {len(found)} levels, asked for {len(asked)}"]
+    if saved.activation != wanted.activation:
+        differing.append(f"activation is {saved.activation!r}, asked for {wanted.activation!r}")
     # A memory that names no layers has one in each.
     first, meant = (min(config.layers_to_transform or range(layers)) for config in (saved, wanted))
     if first != meant:

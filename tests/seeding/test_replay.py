@@ -136,3 +136,14 @@ def test_a_reservoir_is_filled_in_order() -> None:
 
     pool.offer(OFFERED[2:5], 2, Draws())
     assert [(NUMBER[one.ids], night) for one, night in pool.lessons] == [(3, 2), (4, 2)]
+
+
+def test_a_store_that_shrinks_keeps_an_even_choice_and_one_that_grows_takes_more() -> None:
+    store = ReplayStore(stored=20, open_book=5)
+    store.add("stored", OFFERED[:20], night=1)
+    store.resize(stored=10, open_book=5)
+    assert len(kept(store)) == 10 and set(kept(store)) < set(range(20))
+    assert kept(store) != list(range(10)), "not the oldest alone"
+    store.resize(stored=15, open_book=5)
+    store.add("stored", OFFERED[20:], night=2)
+    assert len(kept(store)) == 15 and store.nights("stored") == {1, 2}

@@ -46,6 +46,16 @@ class Reservoir:
             elif (place := rng.randrange(self.offered)) < self.capacity:
                 self.lessons[place] = kept
 
+    def resize(self, capacity: int) -> None:
+        """Hold so many from now on; of those that are too many, an even choice stays.
+
+        What a smaller reservoir has dropped is gone, so in one that grew the nights to come weigh more for a while.
+        """
+        self.capacity = capacity
+        if len(self.lessons) > capacity:
+            chosen = random.Random(f"resize/{self.offered}").sample(range(len(self.lessons)), capacity)
+            self.lessons = [self.lessons[place] for place in sorted(chosen)]
+
 
 class ReplayStore:
     """What earlier nights leave for replay.
@@ -57,6 +67,11 @@ class ReplayStore:
 
     def __init__(self, stored: int, open_book: int) -> None:
         self.pools = {"stored": Reservoir(stored), "open_book": Reservoir(open_book)}
+
+    def resize(self, stored: int, open_book: int) -> None:
+        """Change how many lessons the pools hold; see `Reservoir.resize`."""
+        self.pools["stored"].resize(stored)
+        self.pools["open_book"].resize(open_book)
 
     def lessons(self, pool: str) -> list[Lesson]:
         """The lessons of a pool."""
