@@ -12,6 +12,8 @@ from sleep_pipeline.language_model import (
     RemoteCodeError,
     UnsafeWeightsError,
     embedded_path,
+    load_tokenizer,
+    without_thinking,
 )
 
 
@@ -84,3 +86,21 @@ def test_the_shipped_model_keeps_to_its_size_and_to_plain_transformers() -> None
     assert sum(path.stat().st_size for path in embedded_path().iterdir()) <= 16_000_000
     assert (embedded_path() / "model.safetensors").exists()
     assert "## What it was trained on" in (embedded_path() / "README.md").read_text()
+
+
+TURN = [{"role": "user", "content": "where is it"}]
+
+
+def test_a_model_that_thinks_aloud_by_default_answers_at_once(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    plain = tokenizer.chat_template
+    thinking = "{%- if enable_thinking is not defined or enable_thinking %}<think>{% else %}at once{% endif %}"
+    tokenizer.chat_template = thinking
+    assert tokenizer.apply_chat_template(TURN, tokenize=False) == "<think>"
+    tokenizer.save_pretrained(folder)
+    for _ in range(2):
+        tokenizer = load_tokenizer(folder)
+        assert tokenizer.apply_chat_template(TURN, tokenize=False) == "at once"
+        tokenizer.save_pretrained(folder)
+    assert without_thinking({"default": thinking})["default"] == tokenizer.chat_template
+    assert without_thinking(plain) == plain, "where nothing thinks, nothing is touched"

@@ -96,10 +96,26 @@ def load_tokenizer(name_or_path: str | Path = EMBEDDED, *, trust_remote_code: bo
             f"the tokenizer of {name_or_path} has no chat template; use the instruction-tuned variant of the model, or "
             "save a chat_template.jinja beside its tokenizer"
         )
+    tokenizer.chat_template = without_thinking(tokenizer.chat_template)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     return tokenizer
+
+
+_NO_THINKING = "{%- set enable_thinking = false -%}"
+
+
+def without_thinking(template: str | dict[str, str]) -> str | dict[str, str]:
+    """The chat template of a model that thinks aloud by default, so that it answers at once.
+
+    Answers are what is compared and learned; thoughts before them would be cut off, or learned with them.
+    """
+    if isinstance(template, dict):
+        return {name: str(without_thinking(one)) for name, one in template.items()}
+    if "enable_thinking" not in template or template.startswith(_NO_THINKING):
+        return template
+    return _NO_THINKING + template
 
 
 def _check_folder(path: str, asked: str, trust_remote_code: bool) -> None:

@@ -150,7 +150,9 @@ def test_the_files_of_settings_say_what_the_defaults_are(project_root: Path) -> 
     assert CollectSettings.model_validate(parameters["collect"]) == CollectSettings(keep_headings=False)
 
 
-PRESETS = ("base", "smoke", "gpu", "qwen3_1_7b", "qwen3_8b", "llama_3_2_1b", "llama_3_2_3b", "llama_3_1_8b")
+PRESETS = (
+    "base", "smoke", "gpu", "instruct", "qwen3_1_7b", "qwen3_8b", "llama_3_2_1b", "llama_3_2_3b", "llama_3_1_8b"
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -164,13 +166,18 @@ def test_every_preset_is_a_night_that_could_run(project_root: Path, preset: str)
 
     loader = OmegaConfigLoader(str(project_root / "conf"), env=preset, **CONFIG_LOADER_ARGS)
     parameters = loader["parameters"]
-    SeedingSettings.model_validate(parameters["seeding"])
-    DreamingSettings.model_validate(parameters["dreaming"])
+    seeding = SeedingSettings.model_validate(parameters["seeding"])
+    dreaming = DreamingSettings.model_validate(parameters["dreaming"])
     EvaluationSettings.model_validate(parameters["evaluation"])
     MachineSettings.model_validate(parameters["machine"])
     assert MemorySettings.model_validate(parameters["memory"]).config(4).levels
     life = loader["globals"]["life"]
+    embedded = preset in ("base", "gpu", "smoke")
     assert (life == ".") == (preset in ("base", "gpu")), "another base model must not grow from this one's nights"
+    for prompt in (*seeding.teacher.prompts, *dreaming.dreams.prompts):
+        told = '"Question:"' in prompt.ask and '"Answer:"' in prompt.ask
+        assert told == (not embedded and prompt.form == "pairs"), "only the embedded model knows the form unasked"
+    assert seeding.teacher.match == ("exact" if embedded else "contains")
 
 
 def test_every_environment_with_a_night_is_tried(project_root: Path) -> None:

@@ -28,6 +28,36 @@ def test_pairs_are_read_and_anything_else_is_left_out() -> None:
     assert read_pairs("Question: \nAnswer: Osk") == []
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "**Question 1:** Who?\n**Answer 1:** Mira.",
+        "1. Question: Who?\n   Answer: Mira.",
+        "Q: Who?\nA: Mira.",
+        "Question 1: Who?\n\nAnswer: Mira.",
+        "### Question\n- **Question:** Who?\n- **Answer:** Mira.",
+        "Here you are:\n\nquestion: Who?  \nanswer: Mira.  \n",
+        "Q1: **Who?**\nA1: **Mira.**",
+    ],
+)
+def test_pairs_are_read_as_models_write_them(reply: str) -> None:
+    assert read_pairs(reply) == [("Who?", "Mira.")]
+
+
+def test_a_question_keeps_what_stands_in_it() -> None:
+    reply = "Question: What is 2 * 3: six or *5*?\nAnswer: 6 (see Q: 7)"
+    assert read_pairs(reply) == [("What is 2 * 3: six or *5*?", "6 (see Q: 7)")]
+    assert read_pairs("A question: none\nNo answer: none") == []
+
+
+def test_an_answer_in_a_sentence_is_the_same_only_where_that_is_asked_for() -> None:
+    said, wanted = "She lives in the Old Mill, I think.", "the old mill"
+    assert same_answer(said, wanted, "contains") and same_answer(wanted, said, "contains")
+    assert not same_answer(said, wanted)
+    assert not same_answer("140", "40", "contains") and not same_answer("mill old", wanted, "contains")
+    assert not same_answer("anything", "", "contains")
+
+
 def test_answers_are_the_same_but_for_case_and_outer_punctuation() -> None:
     assert same_answer("The Ball ", "the ball.")
     assert not same_answer("12", "21")
@@ -146,3 +176,31 @@ def test_a_setting_that_cannot_work_is_refused() -> None:
     for values in ({"prompts": []}, {"agreement": 1.5}, {"replies": 0}, {"promts": []}):
         with pytest.raises(ValidationError):
             TeacherSettings.model_validate(values)
+
+
+def test_a_model_that_answers_in_sentences_agrees_with_itself_where_they_are_compared_so(
+    monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any
+) -> None:
+    monkeypatch.setattr(teacher, "TransformersSampler", Script)
+    mira = CONTEXTS[0]
+    Script.replies = {f"{mira}|Quiz": [quiz(("Where?", "Osk"))], f"{mira}|Where?": ["She lives in Osk."]}
+    for match, kept in (("exact", 0), ("contains", 1)):
+        settings = TeacherSettings(prompts=[TeacherPrompt(kind="quiz", ask="Quiz")], replies=2, match=match)
+        assert len(sample_teacher(None, tiny_tokenizer, [mira], settings).samples) == kept  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("reply", ["<think> Well, let me see...", "Here are some thoughts about Mira."])
+def test_a_model_that_does_not_know_the_form_is_told_of(
+    reply: str, monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(teacher, "TransformersSampler", Script)
+    settings = TeacherSettings(prompts=[TeacherPrompt(kind="quiz", ask="Quiz")], replies=5)
+    Script.replies = {f"{text}|Quiz": [reply] for text in CONTEXTS}
+    sample_teacher(None, tiny_tokenizer, CONTEXTS, settings)  # type: ignore[arg-type]
+    (record,) = caplog.records
+    assert "10 of 10 replies to the prompt 'Quiz'" in record.message
+    assert reply.removesuffix("...") in record.message and "seeding.teacher.prompts" in record.message
+    caplog.clear()
+    Script.replies = {f"{text}|Quiz": [quiz(("Where?", "Osk")), reply] for text in CONTEXTS}
+    sample_teacher(None, tiny_tokenizer, CONTEXTS, settings)  # type: ignore[arg-type]
+    assert not caplog.records

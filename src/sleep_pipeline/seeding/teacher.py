@@ -7,6 +7,7 @@ The teacher writes questions with answers, rewrites, implications and continuati
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Message = dict[str, str]
+Match = Literal["exact", "contains"]
+"""How answers are compared; see `same_answer`."""
+logger = logging.getLogger(__name__)
+_IN_A_SENTENCE = 32
+"""Tokens around an answer that is said in a sentence."""
+_UNREADABLE = 0.8
+"""Share of replies that are of no use, above which the prompts are likely not for this model."""
 
 
 class _Settings(BaseModel):
@@ -63,6 +71,7 @@ class TeacherSettings(_Settings):
         temperature: 1 draws as the teacher believes.
         reasked: how often a question is asked again, at temperature 1; 0 keeps everything.
         agreement: least share of the answers that must be the same as the first.
+        match: when answers are the same; see `same_answer`. Models that answer in sentences need `contains`.
         top_k: tokens whose log-probabilities are kept at every position.
         unknown: answers that say that nothing is known; such samples are dropped.
         batch_size: conversations at a time.
@@ -76,6 +85,7 @@ class TeacherSettings(_Settings):
     temperature: float = Field(1.0, ge=0)
     reasked: int = Field(3, ge=0)
     agreement: float = Field(0.6, ge=0, le=1)
+    match: Match = "exact"
     top_k: PositiveInt = 16
     unknown: tuple[str, ...] = ("I do not know.",)
     batch_size: PositiveInt = 64
@@ -132,19 +142,45 @@ def shares(prompts: Sequence[TeacherPrompt], replies: int) -> list[int]:
     return counts
 
 
+_MARK = r"[ \t]*(?:[*_#>-]+[ \t]*)?(?:\d+[.)][ \t]*)?[*_]*"
+_LABEL = r"[ \t]*\d*[ \t]*[*_]*[ \t]*:[ \t]*[*_]*[ \t]*(\S.*?)[ \t]*[*_]*[ \t]*"
+_PAIR = re.compile(rf"^{_MARK}(?:Question|Q){_LABEL}\n\s*{_MARK}(?:Answer|A){_LABEL}$", flags=re.M | re.I)
+
+
 def read_pairs(reply: str) -> list[tuple[str, str]]:
-    """The `Question:` and `Answer:` lines of a reply as pairs; anything else is left out."""
-    found = re.findall(r"^Question:[ ]*(\S.*)\nAnswer:[ ]*(\S.*)$", reply, flags=re.M)
-    return [(question.strip(), answer.strip()) for question, answer in found]
+    """The `Question:` and `Answer:` lines of a reply as pairs; anything else is left out.
+
+    Numbers, Markdown around the two words, `Q:` and `A:`, and blank lines in between are read as well: models write
+    them unasked.
+    """
+    return [(question.strip(), answer.strip()) for question, answer in _PAIR.findall(reply)]
 
 
-def same_answer(one: str, other: str) -> bool:
-    """Whether two short answers are the same but for case, outer punctuation and spaces."""
-    return _plain(one) == _plain(other)
+def same_answer(one: str, other: str, match: Match = "exact") -> bool:
+    """Whether two short answers are the same.
+
+    Args:
+        one: an answer.
+        other: another.
+        match: `exact`: but for case, outer punctuation and spaces. `contains`: or all words of one stand in the other
+            in a row, as when a model answers in a sentence.
+    """
+    if _plain(one) == _plain(other):
+        return True
+    if match == "exact":
+        return False
+    shorter, longer = sorted((_words(one), _words(other)), key=len)
+    return bool(shorter) and any(
+        longer[start : start + len(shorter)] == shorter for start in range(len(longer) - len(shorter) + 1)
+    )
 
 
 def _plain(answer: str) -> str:
     return " ".join(answer.casefold().split()).strip(" .,;:!?\"'")
+
+
+def _words(answer: str) -> list[str]:
+    return re.findall(r"\w+", answer.casefold())
 
 
 def sample_teacher(
@@ -194,14 +230,17 @@ def _write(
             continue
         asked = [[{"role": "system", "content": text}, {"role": "user", "content": prompt.ask}] for text in contexts]
         title = prompt.kind if progress else None
+        useless: list[str] = []
         for context, replies in enumerate(sampler.sample(asked, count, seed=1000 * seed + number, progress=title)):
             for reply in replies:
                 if not reply.ended:
                     dropped["cut off"] += 1
+                    useless.append(reply.text)
                     continue
                 pairs = read_pairs(reply.text) if prompt.form == "pairs" else [(prompt.recall, reply.text.strip())]
                 if not pairs or not pairs[0][1]:
                     dropped["malformed"] += 1
+                    useless.append(reply.text)
                 for question, answer in pairs:
                     if not answer:
                         continue
@@ -211,6 +250,16 @@ def _write(
                     else:
                         agreement = 1.0 if prompt.form == "text" else 0.0
                         written[key] = TeacherSample(context, prompt.kind, question, answer, agreement)
+        if len(useless) > _UNREADABLE * count * len(contexts):
+            logger.warning(
+                "%d of %d replies to the prompt %r are cut off or not in the form asked for, such as %r: for this "
+                "model, say in seeding.teacher.prompts what the lines of a reply look like (conf/instruct does), or "
+                "raise seeding.teacher.max_new_tokens",
+                len(useless),
+                count * len(contexts),
+                prompt.ask,
+                useless[0][:200],
+            )
     return list(written.values()), dropped
 
 
@@ -232,8 +281,9 @@ def _check(
     answers: dict[tuple[int, str], list[str]] = {key: [] for key in asked}
     if settings.reasked and asked:
         longest = max(len(tokenizer(sample.answer)["input_ids"]) for sample in pairs)
+        room = 4 if settings.match == "exact" else _IN_A_SENTENCE
         sampler = TransformersSampler(
-            model, tokenizer, SamplingSettings(longest + 4, 1.0, batch_size=settings.batch_size)
+            model, tokenizer, SamplingSettings(longest + room, 1.0, batch_size=settings.batch_size)
         )
         prompts = [
             [{"role": "system", "content": contexts[context]}, {"role": "user", "content": question}]
@@ -246,7 +296,8 @@ def _check(
     unknown = {_plain(answer) for answer in settings.unknown}
     for sample in pairs:
         found = answers[sample.context, sample.question]
-        agreement = sum(same_answer(sample.answer, answer) for answer in found) / len(found) if found else 1.0
+        same = [same_answer(sample.answer, answer, settings.match) for answer in found]
+        agreement = sum(same) / len(same) if same else 1.0
         if _plain(sample.answer) in unknown:
             dropped["says that it does not know"] += 1
         elif agreement < settings.agreement:
