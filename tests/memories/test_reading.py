@@ -145,6 +145,19 @@ def test_quarantine_shows_no_secret_even_where_masking_is_off(tmp_path: Path) ->
     assert len(rejected.excerpt) == SETTINGS.excerpt
 
 
+def test_a_name_that_cannot_be_written_down_costs_its_line_and_no_night(tmp_path: Path) -> None:
+    lines = ['{"\\ud800note": "x"}', '{"a\\u0007\\nb\\u202ec": "x"}', '{"text": "The crane is green."}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    reading = read_folder(tmp_path, SETTINGS)
+    assert [(item.line, item.reason.partition("it has ")[2]) for item in reading.rejected] == [
+        (1, '" note"; rename the columns'),
+        (2, '"a b c"; rename the columns'),
+    ]
+    assert [memory.line for memory in reading.memories] == [3]
+    rejected_to_frame(reading.rejected).to_parquet(tmp_path / "quarantine.parquet")
+    assert rejected_from_frame(pd.read_parquet(tmp_path / "quarantine.parquet")) == list(reading.rejected)
+
+
 def test_a_link_out_of_the_folder_is_read_where_that_is_allowed(tmp_path: Path) -> None:
     (tmp_path / "elsewhere.txt").write_text("From elsewhere.", encoding="utf-8")
     folder = tmp_path / "memories"

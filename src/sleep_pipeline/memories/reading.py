@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -195,11 +196,20 @@ def _memory(source: str, found: Found, changed_ns: int, settings: CollectSetting
 def _rejected(source: str, found: Found, settings: CollectSettings) -> Rejected:
     # Quarantine is read by people: whatever the switches, it shows no secrets.
     everything = MaskSettings(phone_regions=settings.mask.phone_regions)
-    shown = mask(found.excerpt[:2000], everything).text
-    shown = " ".join("".join(letter if letter.isprintable() else " " for letter in shown).split())
+    shown = _plain(mask(_whole(found.excerpt[:2000]), everything).text)
     if len(shown) > settings.excerpt:
         shown = shown[: settings.excerpt - 1] + "…"
-    return Rejected(source, found.line, mask(found.reason, everything).text, shown)
+    return Rejected(source, found.line, _plain(mask(_whole(found.reason), everything).text), shown)
+
+
+def _whole(text: str) -> str:
+    """The text without halves of characters, which JSON can spell and no file can hold."""
+    return re.sub(r"[\ud800-\udfff]", " ", text)
+
+
+def _plain(text: str) -> str:
+    """The text on one line, without what cannot be printed."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def rejected_duplicates(duplicates: Sequence[Duplicate]) -> list[Rejected]:
