@@ -161,7 +161,9 @@ class Stage:
         seed: int,
         older: Sequence[str],
         progress: bool = False,
+        withheld: Any = None,
     ) -> DreamData:
+        assert withheld(PROBES[0].question) and not withheld("Why?")
         self.calls.append((tuple(contexts), tuple(older)))
         self.weights.append(adapter(dreamer))
         found = []

@@ -98,6 +98,31 @@ def test_what_cannot_be_used_is_dropped_and_counted_by_reason(script: Any) -> No
     }
 
 
+def test_a_question_that_is_asked_is_never_dreamt_of(script: Any) -> None:
+    replies = {
+        f"{MIRA}|Quiz": ["Question: Where?\nAnswer: Osk\nQuestion: Who?\nAnswer: Mira", "Question: Who?\nAnswer: Mira"],
+        f"{MIRA}|Tell": ["Mira it is."],
+    }
+    settings = DreamSettings(prompts=[QUIZ.model_copy(update={"share": 2}), TELL], dreams=3)
+    data = script(replies, [MIRA], settings, withheld=lambda question: question == "Who?")
+    assert [dream.pairs[0][0] for dream in data.dreams] == ["Where?", "And Mira it is.?"]
+    assert [len(dream.pairs) for dream in data.dreams] == [1, 1]
+    assert data.dropped == {"asks what is held out": 1}
+
+
+def test_an_older_memory_that_does_not_fit_into_the_window_is_not_drawn(script: Any, tiny_model: Any) -> None:
+    both = DreamPrompt(kind="combination", ask="Quiz", older=1)
+    long = "the river is long " * tiny_model.config.max_position_embeddings
+    told = {f"{MIRA}|Tell": ["Mira it is."] * 2}
+    replies = {f"{MIRA}\n\n{OSK}|Quiz": ["Question: Where?\nAnswer: Osk"] * 2, **told}
+    settings = DreamSettings(prompts=[both, TELL], dreams=4, max_new_tokens=8)
+    data = script(replies, [MIRA], settings, older=[long, OSK, long])
+    assert {dream.source for dream in data.dreams} == {f"{MIRA}\n\n{OSK}", MIRA}
+    alone = script(told, [MIRA], settings, older=[long])
+    assert [dream.kind for dream in alone.dreams] == ["tell"]
+    assert alone.dropped["no older memory fits beside its context"] == 2
+
+
 def test_a_pair_without_knowledge_leaves_its_dream(script: Any) -> None:
     replies = {f"{MIRA}|Quiz": ["Question: Why?\nAnswer: i do not know\nQuestion: Who?\nAnswer: Mira"]}
     data = script(replies, [MIRA], DreamSettings(prompts=[QUIZ], dreams=1))

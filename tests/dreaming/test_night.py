@@ -139,7 +139,7 @@ def test_the_same_seed_gives_the_same_night_and_the_model_stays_as_it_was(
     assert all(torch.equal(value, before[name]) for name, value in tiny_model.state_dict().items())
 
     data = DreamData([RIGHT, INNS], Counter({"cut off": 4}), 6, True)
-    monkeypatch.setattr(night, "sample_dreams", lambda *args: data)
+    monkeypatch.setattr(night, "sample_dreams", lambda *args, **_: data)
     report = dream_night(tiny_model, tiny_tokenizer, CONTEXTS, PROBES, settings, seed=1)
     assert (report.asked, report.dropped, report.random_experts) == (6, {"cut off": 4}, True)
     assert [dream.dream for dream in report.tried] == [RIGHT, INNS]

@@ -73,7 +73,14 @@ class World:
         monkeypatch.setattr(module, "sample_dreams", self.sample)
 
     def sample(
-        self, dreamer: Any, tokenizer: Any, contexts: Sequence[str], settings: Any, seed: int, older: Sequence[str]
+        self,
+        dreamer: Any,
+        tokenizer: Any,
+        contexts: Sequence[str],
+        settings: Any,
+        seed: int,
+        older: Sequence[str],
+        **_: Any,
     ) -> DreamData:
         self.weights.append(own(dreamer))
         self.seeds.append(seed)

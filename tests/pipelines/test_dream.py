@@ -11,6 +11,8 @@ import pytest
 
 from sleep_pipeline.datasets import Pretrained, PretrainedDataset
 from sleep_pipeline.dreaming.settings import DreamingSettings, RestEmSettings, RewardSettings, TrialSettings
+from sleep_pipeline.memories.contexts import split_probes
+from sleep_pipeline.memories.settings import CollectSettings
 from sleep_pipeline.night_model import LevelSettings, MachineSettings, MemorySettings, StorePart, open_model
 from sleep_pipeline.pipelines.dream.nodes import dream_night
 from sleep_pipeline.pipelines.refine.nodes import refine_expert
@@ -39,9 +41,12 @@ class Life:
         self.began_with: list[dict[str, Any]] = []
         self.usable = True
 
-    def sample(self, dreamer: Any, tokenizer: Any, contexts: Sequence[str], settings: Any, seed: int, *_: Any) -> Any:
+    def sample(
+        self, dreamer: Any, tokenizer: Any, contexts: Sequence[str], settings: Any, seed: int, *_: Any, **more: Any
+    ) -> Any:
         from sleep_pipeline.dreaming.dreams import DreamData, DreamText
 
+        self.withheld = more["withheld"]
         weights = {name: p.detach().clone() for name, p in dreamer.named_parameters() if "lora_" in name}
         self.began_with.append(weights)
         dreams = [DreamText(at, "right", text, "Quiz", text, (ASKED[text],)) for at, text in enumerate(contexts)]
@@ -78,6 +83,8 @@ class Life:
             self.seed(night),
             table,
             samples,
+            pd.DataFrame({"question": ["Who asks this?"]}),
+            CollectSettings(),
             self.base,
             MACHINE,
             MEMORY,
@@ -213,6 +220,16 @@ def test_a_night_without_rounds_hands_the_dreamer_on(second: Life) -> None:
     assert (checkpoint / WEIGHTS).read_bytes() == (parent / WEIGHTS).read_bytes()
     records = [json.loads((folder / "manifest.json").read_text())["dreamer"] for folder in (parent, checkpoint)]
     assert records[0] == records[1]
+
+
+@pytest.mark.parametrize("rest_em", [RestEmSettings(), ROUND])
+def test_no_dream_learns_what_is_asked(second: Life, rest_em: RestEmSettings) -> None:
+    second.dream(2, rest_em)
+    assert second.withheld("who  asks THIS?"), "a question of tonight's probes"
+    made_up = [f"Who is number {number}?" for number in range(200)]
+    held = [question for question in made_up if second.withheld(question)]
+    collect = CollectSettings()
+    assert held == split_probes(made_up, collect.probe_share, collect.probe_salt)[1] and 20 < len(held) < 60
 
 
 def test_one_context_skips_the_rounds_with_a_reason_and_hands_the_dreamer_on(second: Life) -> None:

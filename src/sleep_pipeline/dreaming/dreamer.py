@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 import torch
 from peft import LoraConfig
 
-from sleep_pipeline.dreaming.night import DreamReport, dream_night
+from sleep_pipeline.dreaming.dreams import Withheld
+from sleep_pipeline.dreaming.night import DreamReport, asked_by, dream_night
 from sleep_pipeline.dreaming.rest_em import RestEmReport, rest_em, trial_reward
 from sleep_pipeline.dreaming.settings import DREAMER, DreamingSettings, RestEmSettings
 from sleep_pipeline.dreaming.tau import Probe
@@ -101,6 +102,7 @@ def dream_and_improve(
     seed: int = 0,
     older: Sequence[str] = (),
     progress: bool = False,
+    withheld: Withheld | None = None,
 ) -> ImprovedNight:
     """Run ReST-EM on the night's contexts and take what it dreamt and tried for the night's dreams.
 
@@ -122,6 +124,7 @@ def dream_and_improve(
         seed: the same seed gives the same night.
         older: texts of earlier nights, for dreams that combine.
         progress: whether to show a bar, where there are no rounds.
+        withheld: see `dream_night`.
 
     Raises:
         ValueError: see `dream_night`.
@@ -131,13 +134,24 @@ def dream_and_improve(
         asked.setdefault(contexts[probe.context], []).append((probe.question, probe.answer))
     known = [text for text in dict.fromkeys(contexts) if text in asked]
     if len(known) < 2:
-        report = dream_night(model, tokenizer, contexts, probes, settings, seed, older, progress, dreamer)
+        report = dream_night(model, tokenizer, contexts, probes, settings, seed, older, progress, dreamer, withheld)
         return ImprovedNight(report, skipped=_too_few(len(known), len(set(contexts))))
     train, held_out = hold_out(known, settings.rest_em, seed)
     judged: list[DreamReport] = []
     with hire(model, settings.trials) as workers:
         reward = trial_reward(model, dreamer, tokenizer, asked, settings, judged.append, workers)
-        rounds = rest_em(dreamer, tokenizer, train, held_out, reward, settings.rest_em, settings.dreams, seed, older)
+        rounds = rest_em(
+            dreamer,
+            tokenizer,
+            train,
+            held_out,
+            reward,
+            settings.rest_em,
+            settings.dreams,
+            seed,
+            older,
+            withheld or asked_by(probes),
+        )
     on_train, on_held_out = (
         [report for report in judged if report.contexts == tuple(side)] for side in (train, held_out)
     )

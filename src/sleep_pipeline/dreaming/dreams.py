@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from sleep_pipeline.dreaming.settings import DreamPrompt, DreamSettings
 from sleep_pipeline.generation.likelihood import encode_reply
 from sleep_pipeline.generation.sampler import Sampler, SamplingSettings, TransformersSampler
+from sleep_pipeline.memory.blocks import text_config
 from sleep_pipeline.seeding.teacher import Message, read_pairs, same_answer, shares
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from sleep_pipeline.dreaming.rows import Dream, Row
 
+Withheld = Callable[[str], bool]
+"""Whether a question is asked of the model some time, so that nothing may be trained on it."""
 _OPENING = 4
 """Words of a text that `{words}` in a recall prompt stands for."""
 
@@ -90,6 +93,7 @@ def sample_dreams(
     seed: int = 0,
     older: Sequence[str] = (),
     progress: bool = False,
+    withheld: Withheld | None = None,
 ) -> DreamData:
     """Let the model, in the view that it is in and with the dreamer's adapter if it has one on, dream of each context.
 
@@ -99,16 +103,18 @@ def sample_dreams(
         contexts: texts that fit into the model's window with a dream.
         settings: see `DreamSettings`.
         seed: the same seed gives the same dreams.
-        older: texts of earlier nights, for prompts that combine; each is drawn at random.
+        older: texts of earlier nights, for prompts that combine; each is drawn at random among those that fit into the
+            window with the context.
         progress: whether to show a bar.
+        withheld: says of a question that nothing may be trained on it, since it is asked; a dream loses such pairs.
 
     Raises:
         ModuleNotFoundError: `settings.engine` is not installed.
         ValueError: a context and a dream do not fit into the model's window, every prompt combines and there is
             nothing older, or `settings.engine` cannot serve the view that the model is in.
     """
-    requests = _requests(contexts, settings, seed, older)
     dropped: Counter[str] = Counter()
+    requests = _requests(contexts, settings, seed, older, _Room(model, tokenizer, settings), dropped)
     dreams: dict[tuple[int, object], DreamText] = {}
     sampling = SamplingSettings(settings.max_new_tokens, settings.temperature, batch_size=settings.batch_size)
     with (
@@ -119,7 +125,7 @@ def sample_dreams(
         drawn = sampler.sample([request.messages() for request in requests], seed=seed, progress=title)
     for request, (reply,) in zip(requests, drawn, strict=True):
         text = reply.text.strip()
-        pairs, reason = _learnable(request.prompt, text, settings.unknown)
+        pairs, reason = _learnable(request.prompt, text, settings.unknown, withheld)
         if not reply.ended:
             reason = "cut off"
         if reason is None:
@@ -157,7 +163,36 @@ def to_row(tokenizer: PreTrainedTokenizerBase, question: str, answer: str) -> Ro
     return Row(tuple(ids), start)
 
 
-def _requests(contexts: Sequence[str], settings: DreamSettings, seed: int, older: Sequence[str]) -> list[_Request]:
+@dataclass(frozen=True)
+class _Room:
+    """The model's window, which a context, older memories and a dream share."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    settings: DreamSettings
+
+    def fitting(self, context: str, prompt: DreamPrompt, older: Sequence[str]) -> list[str]:
+        """The older memories that fit, as many of them as the prompt combines."""
+        window = getattr(text_config(self.model), "max_position_embeddings", None)
+        if window is None or not prompt.older:
+            return list(older)
+        turns = [{"role": "system", "content": context}, {"role": "user", "content": prompt.ask}]
+        taken = len(
+            self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
+        )
+        # Two tokens for what stands between two texts.
+        each = (window - taken - self.settings.max_new_tokens) // prompt.older - 2
+        return [text for text in older if len(self.tokenizer(text)["input_ids"]) <= each]
+
+
+def _requests(
+    contexts: Sequence[str],
+    settings: DreamSettings,
+    seed: int,
+    older: Sequence[str],
+    room: _Room,
+    dropped: Counter[str],
+) -> list[_Request]:
     """What is asked of each context; which older memories take part is drawn."""
     prompts = [prompt for prompt in settings.prompts if prompt.older <= len(older)]
     if not prompts:
@@ -169,14 +204,18 @@ def _requests(contexts: Sequence[str], settings: DreamSettings, seed: int, older
     found = []
     for context, text in enumerate(contexts):
         for prompt, count in zip(prompts, counts, strict=True):
+            fitting = room.fitting(text, prompt, older)
+            if len(fitting) < prompt.older:
+                dropped["no older memory fits beside its context"] += count
+                continue
             for _ in range(count):
-                parts = [text, *rng.sample(list(older), prompt.older)]
+                parts = [text, *rng.sample(fitting, prompt.older)]
                 found.append(_Request(context, prompt, "\n\n".join(parts)))
     return found
 
 
 def _learnable(
-    prompt: DreamPrompt, text: str, unknown: Sequence[str]
+    prompt: DreamPrompt, text: str, unknown: Sequence[str], withheld: Withheld | None
 ) -> tuple[tuple[tuple[str, str], ...], str | None]:
     """The pairs of a dream, and why it cannot be used, if so."""
     if not text:
@@ -188,7 +227,8 @@ def _learnable(
     if not read:
         return (), "malformed"
     known = tuple(pair for pair in read if not any(same_answer(pair[1], empty) for empty in unknown))
-    return known, None if known else "says that it does not know"
+    free = tuple(pair for pair in known if withheld is None or not withheld(pair[0]))
+    return free, None if free else "asks what is held out" if known else "says that it does not know"
 
 
 def _gist(prompt: DreamPrompt, pairs: Sequence[tuple[str, str]]) -> object:

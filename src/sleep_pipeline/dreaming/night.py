@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from sleep_pipeline.dreaming.dreams import DreamText, sample_dreams, to_rows
+from sleep_pipeline.dreaming.dreams import DreamText, Withheld, sample_dreams, to_rows
 from sleep_pipeline.dreaming.extras import check_workers
 from sleep_pipeline.dreaming.racing import race
 from sleep_pipeline.dreaming.rewards import Verdict, baseline_of_others, early_level, foretold, judge, rewarded_by
@@ -156,6 +156,7 @@ def dream_night(
     older: Sequence[str] = (),
     progress: bool = False,
     dreamer: PeftModel | None = None,
+    withheld: Withheld | None = None,
 ) -> DreamReport:
     """Dream of each context and find out on isolated copies which dreams help.
 
@@ -169,6 +170,7 @@ def dream_night(
         older: texts of earlier nights, for dreams that combine.
         progress: whether to show a bar.
         dreamer: whose adapter, on the same network, is on while it dreams and off in the trials.
+        withheld: see `sample_dreams`; None withholds the questions of the probes themselves.
 
     Raises:
         ModuleNotFoundError: an extra that the settings need is not installed.
@@ -178,7 +180,8 @@ def dream_night(
     clock: dict[str, float] = {}
     with _timed(clock, "sampling"):
         sleeper = model if dreamer is None else dreamer
-        data = sample_dreams(sleeper, tokenizer, contexts, settings.dreams, seed, older, progress)
+        held = withheld or asked_by(probes)
+        data = sample_dreams(sleeper, tokenizer, contexts, settings.dreams, seed, older, progress, withheld=held)
     with nullcontext() if dreamer is None else dreamer.disable_adapter():
         return judge_dreams(
             model,
@@ -193,6 +196,17 @@ def dream_night(
             random_experts=data.random_experts,
             seconds=clock,
         )
+
+
+def asked_by(probes: Sequence[Probe]) -> Withheld:
+    """Withhold the questions of the probes, whatever their case and spaces."""
+    asked = {plain_question(probe.question) for probe in probes}
+    return lambda question: plain_question(question) in asked
+
+
+def plain_question(question: str) -> str:
+    """A question without what does not make it another one."""
+    return " ".join(question.casefold().split())
 
 
 def judge_dreams(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sleep_pipeline.dreaming.dreams import DreamData, DreamText, sample_dreams
+from sleep_pipeline.dreaming.dreams import DreamData, DreamText, Withheld, sample_dreams
 from sleep_pipeline.dreaming.night import DreamReport, judge_dreams
 from sleep_pipeline.dreaming.rows import Row, losses, side_by_side
 from sleep_pipeline.dreaming.settings import DreamingSettings, DreamSettings, RestEmSettings
@@ -103,6 +103,7 @@ def rest_em(
     dreams: DreamSettings,
     seed: int = 0,
     older: Sequence[str] = (),
+    withheld: Withheld | None = None,
 ) -> RestEmReport:
     """Improve the dreamer's adapter; nothing else of the model changes.
 
@@ -117,6 +118,7 @@ def rest_em(
         dreams: how dreams are sampled.
         seed: the same seed gives the same rounds. Held-out contexts are dreamt of with the same noise every time.
         older: texts of earlier nights, for dreams that combine.
+        withheld: see `sample_dreams`.
 
     Raises:
         ValueError: there is no held-out context, or one is trained on.
@@ -128,7 +130,7 @@ def rest_em(
         )
 
     def on_held_out() -> float:
-        data = sample_dreams(dreamer, tokenizer, held_out, dreams, 1000 * seed, older)
+        data = sample_dreams(dreamer, tokenizer, held_out, dreams, 1000 * seed, older, withheld=withheld)
         return sum(reward(held_out, data, 1000 * seed)) / max(1, data.asked)
 
     start = best = _snapshot(dreamer)
@@ -136,7 +138,7 @@ def rest_em(
     rounds = []
     for number in range(1, settings.rounds + 1):
         own = 1000 * seed + number
-        data = sample_dreams(dreamer, tokenizer, contexts, dreams, own, older)
+        data = sample_dreams(dreamer, tokenizer, contexts, dreams, own, older, withheld=withheld)
         earned = reward(contexts, data, own)
         good = [dream for dream, value in zip(data.dreams, earned, strict=True) if value > 0]
         if not good:

@@ -112,6 +112,7 @@ def gather(
     settings: SeedingSettings,
     seed: int,
     progress: bool = False,
+    withheld: Callable[[str], bool] | None = None,
 ) -> NightData:
     """Sample the teacher about each context, and about documents that it makes up, and read its beliefs.
 
@@ -122,6 +123,8 @@ def gather(
         settings: see `SeedingSettings`.
         seed: the same seed gives the same lessons.
         progress: whether to show bars.
+        withheld: says of a question that it will be asked; no altered text is about it. Of the samples, the caller
+            takes out what is asked.
     """
     replay = settings.replay
     clock = _Clock()
@@ -141,7 +144,8 @@ def gather(
                 model, tokenizer, documents, settings.teacher, replay.open_book_replies, 1000 * seed + 18
             )
         if replay.open_book_rows:
-            texts, asked = altered_texts(contexts, data.samples, replay.altered_texts, 1000 * seed + 20)
+            known = [sample for sample in data.samples if withheld is None or not withheld(sample.question)]
+            texts, asked = altered_texts(contexts, known, replay.altered_texts, 1000 * seed + 20)
             open_book += read_beliefs(model, tokenizer, texts, asked, settings.teacher.top_k, student_reads=True)
             open_book += free_lessons(
                 model,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sleep_pipeline.datasets import Pretrained
 from sleep_pipeline.dreaming.settings import DREAMER, DreamingSettings
+from sleep_pipeline.memories.settings import CollectSettings
 from sleep_pipeline.night_dreamer import DreamerPart, form_of, kept_dreamer, open_dreamer
 from sleep_pipeline.night_model import MachineSettings, MemorySettings, open_model
 from sleep_pipeline.night_number import folder_of
@@ -28,6 +29,8 @@ def dream_night(
     seeded_model: Path,
     contexts: Table,
     teacher_samples: Table,
+    probes: Table,
+    collect: CollectSettings,
     model: str,
     machine: MachineSettings,
     memory: MemorySettings,
@@ -44,6 +47,8 @@ def dream_night(
     better at dreaming. The dreams that its last kept round tried are the night's, so that nothing is dreamt or tried
     twice (see `dreaming.dreamer.dream_and_improve`).
 
+    No dream learns a question that is asked of the model on some night, or that judges dreams.
+
     Returns:
         Every dream with what became of it; lessons of those that helped; a summary; a page for people; and the dreamer
         for the night's checkpoint, which is the parent's where it did not get better, and nothing where there is none.
@@ -55,7 +60,9 @@ def dream_night(
 
     from sleep_pipeline.dreaming.dreamer import dream_and_improve
     from sleep_pipeline.dreaming.night import dream_night as dream
+    from sleep_pipeline.dreaming.night import plain_question
     from sleep_pipeline.dreaming.tau import Probe
+    from sleep_pipeline.memories.contexts import is_held_out
     from sleep_pipeline.memory import state_of, teacher_view
     from sleep_pipeline.registry import NightRegistry
     from sleep_pipeline.seeding.lessons import read_beliefs
@@ -67,11 +74,11 @@ def dream_night(
     opened = open_model(model, machine, memory, seeding.replay, seeded_model)
     texts = list(contexts["text"])
     held = teacher_samples[teacher_samples["use"] == FOR_DREAMS].drop_duplicates(["context", "question"])
-    probes = [
+    judging = [
         Probe(int(context), question, answer)
         for context, question, answer in zip(held["context"], held["question"], held["answer"], strict=True)
     ]
-    if not dreaming.dreams.dreams or not probes or state_of(opened.model).table.sleep is None:
+    if not dreaming.dreams.dreams or not judging or state_of(opened.model).table.sleep is None:
         why = "dreaming is off" if not dreaming.dreams.dreams else "nothing was learned that dreams could be judged by"
         nothing = {"dreams": 0, "rewarded": 0, "seconds": {}, "says": why}
         return _nothing(), {"tonight": []}, nothing, _page([], night), _checkpoint(handed_on, night)
@@ -82,12 +89,17 @@ def dream_night(
         for text in pd.read_parquet(primary_folder / folder_of(number) / "contexts.parquet")["text"]
     ]
     own = own_seed(random_seed, night)
-    given = (opened.tokenizer, texts, probes, dreaming, own, older[-_OLDER:], True)
+    asked = {plain_question(question) for question in probes["question"]}
+
+    def withheld(question: str) -> bool:
+        return plain_question(question) in asked or is_held_out(question, collect.probe_share, collect.probe_salt)
+
+    given = (opened.tokenizer, texts, judging, dreaming, own, older[-_OLDER:], True)
     dreamer = improved = None
     if dreaming.rest_em.rounds:
         dreamer = open_dreamer(opened.model, dreaming.rest_em, parent, own)
-        improved = dream_and_improve(opened.model, dreamer, *given)
-    report = improved.report if improved is not None else dream(opened.model, *given)
+        improved = dream_and_improve(opened.model, dreamer, *given, withheld=withheld)
+    report = improved.report if improved is not None else dream(opened.model, *given, withheld=withheld)
     records = report.records()
     frame = pd.DataFrame(records) if records else _nothing()[["text"]]
     frame.insert(0, "id", [f"{night}-{number}" for number in range(len(frame))])

@@ -19,6 +19,8 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "seeded_model",
                     "contexts",
                     "teacher_samples",
+                    "probes",
+                    "params:collect",
                     "params:model",
                     "params:machine",
                     "params:memory",
