@@ -20,6 +20,22 @@ from sleep_pipeline.registry import BASE, MANIFEST, Night, NightRegistry, manife
 FAILED = {"name": "forgetting", "passed": False, "reason": "The forgetting of earlier nights is 0.200, not below 0.05."}
 PASSED = {"name": "recall_gain", "passed": True, "reason": "The gain in closed-book recall is +0.900."}
 
+CATALOG = """
+_night: ${night_folder:${globals:life},${runtime_params:night,null}}
+models_folder:
+  type: sleep_pipeline.datasets.FolderDataset
+  filepath: data/06_models/${globals:life}
+memories:
+  type: sleep_pipeline.datasets.FileDataset
+  filepath: data/02_intermediate/${globals:life}/${_night}/memories.parquet
+  format: parquet
+"""
+CONFIGURATION = {
+    "globals.yml": "life: .\n",
+    "../smoke/globals.yml": "life: smoke\n",
+    "catalog.yml": CATALOG,
+}
+
 
 def add_night(registry: NightRegistry, number: int, parent: int, outcome: str) -> None:
     folder = registry.folder / f"night_{number:03d}"
@@ -47,7 +63,7 @@ def add_night(registry: NightRegistry, number: int, parent: int, outcome: str) -
 @pytest.fixture
 def project(toy_project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """Night 1 promoted, 2 rejected, 3 promoted, 4 waiting; tracking is off."""
-    path = toy_project()
+    path = toy_project(CONFIGURATION)
     registry = NightRegistry(path / "data" / "06_models")
     add_night(registry, 1, BASE, "promoted")
     add_night(registry, 2, 1, "rejected")
@@ -84,7 +100,7 @@ def test_lineage_draws_the_tree_with_scores_decisions_and_aliases(project: Path)
 def test_lineage_before_the_first_night_says_that_the_base_model_is_live(
     toy_project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(toy_project())
+    monkeypatch.chdir(toy_project(CONFIGURATION))
     assert invoke("lineage").output == "No night yet: the base model is live.\n"
     assert json.loads(invoke("lineage", "--json").output) == {"aliases": {}, "nights": []}
 
@@ -101,8 +117,8 @@ def test_lineage_as_json_holds_the_register(project: Path) -> None:
     assert record["nights"][2]["memories"] == ["3a", "3b"]
 
 
-def write_memories(project: Path, night: int, rows: list[dict[str, Any]]) -> None:
-    folder = project / "data" / "02_intermediate" / f"night_{night:03d}"
+def write_memories(project: Path, night: int, rows: list[dict[str, Any]], life: str = ".") -> None:
+    folder = project / "data" / "02_intermediate" / life / f"night_{night:03d}"
     folder.mkdir(parents=True)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "memories.parquet")
 
@@ -173,7 +189,7 @@ def test_rollback_to_a_checkpoint_that_is_gone_is_refused(project: Path) -> None
 def test_rollback_without_a_previous_champion_is_an_error(
     toy_project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(toy_project())
+    monkeypatch.chdir(toy_project(CONFIGURATION))
     result = invoke("rollback", "--yes")
     assert result.exit_code == 1
     assert "names no previous champion" in result.output
@@ -183,6 +199,47 @@ def test_a_register_elsewhere_can_be_named(project: Path) -> None:
     (project / "data" / "06_models").rename(project / "data" / "smoke_models")
     assert invoke("lineage").output.startswith("No night yet")
     assert "night 4" in invoke("lineage", "--models", "data/smoke_models").output
+
+
+@pytest.fixture
+def smoke(project: Path) -> NightRegistry:
+    """The register of the life of another environment, with night 1 promoted."""
+    registry = NightRegistry(project / "data" / "06_models" / "smoke")
+    add_night(registry, 1, BASE, "promoted")
+    return registry
+
+
+def test_rollback_takes_back_a_night_of_the_life_of_its_environment(project: Path, smoke: NightRegistry) -> None:
+    result = invoke("rollback", "--yes", "--env=smoke")
+    assert result.exit_code == 0, result.output
+    assert result.output.endswith("the base model is live.\n")
+    assert smoke.aliases()["champion"] == BASE
+    assert registry_of(project).aliases()["champion"] == 3, "another life"
+
+
+def test_lineage_shows_the_life_of_its_environment(project: Path, smoke: NightRegistry) -> None:
+    write_memories(project, 1, [{"digest": "1a", "kind": "qa", "source": "m/own.jsonl", "line": 1}])
+    write_memories(project, 1, [{"digest": "1a", "kind": "qa", "source": "m/smoke.jsonl", "line": 2}], "smoke")
+    assert list(json.loads(invoke("lineage", "--env=smoke", "--json").output)["aliases"]) == [
+        "champion",
+        "previous_champion",
+    ]
+    assert "  m/smoke.jsonl:2 (qa)" in invoke("lineage", "--env=smoke", "--night=1").output.splitlines()
+    assert "  m/own.jsonl:1 (qa)" in invoke("lineage", "--night=1").output.splitlines()
+
+
+def test_an_environment_that_is_none_is_named(project: Path) -> None:
+    for arguments in (["lineage"], ["rollback", "--yes"]):
+        result = invoke(*arguments, "--env=smok")
+        assert result.exit_code == 1
+        assert "--env=smok: conf/ has no such environment" in result.output
+    assert registry_of(project).aliases()["champion"] == 3
+
+
+def test_a_damaged_register_is_told_as_such(project: Path) -> None:
+    registry_of(project).path.write_text("{", encoding="utf-8")
+    for arguments in (["lineage"], ["rollback", "--yes"]):
+        assert "registry.json is damaged" in invoke(*arguments).output
 
 
 def test_outside_a_project_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 sleep-pipeline lineage                what grew from what, with scores and decisions
 sleep-pipeline lineage --night 3      what night 3 learned, memory by memory
 sleep-pipeline rollback               the previous champion is live again
+sleep-pipeline rollback --env smoke   the same in the life of another environment
 """
 
 from __future__ import annotations
@@ -17,27 +18,38 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from kedro.config import OmegaConfigLoader
+
     from sleep_pipeline.registry import Night, NightRegistry
 
-MODELS = Path("data", "06_models")
-MEMORIES = Path("data", "02_intermediate", "night_{night:03d}", "memories.parquet")
 _SHOWN_SCORES = ("recall_gain", "accuracy", "forgetting", "open_book")
 
+_env = click.option("--env", "-e", envvar="KEDRO_ENV", default=None, help="Configuration environment.")
 _models = click.option(
     "--models",
     type=click.Path(file_okay=False, path_type=Path),
-    default=MODELS,
-    show_default=True,
-    help="Folder with registry.json, relative to the project.",
+    default=None,
+    help="Folder with registry.json, relative to the project; by default the models_folder of the environment.",
 )
 
 
-def _open(models: Path) -> tuple[Path, NightRegistry]:
+def _open(env: str | None, models: Path | None, night: int | None) -> tuple[Path, OmegaConfigLoader, NightRegistry]:
+    """The project, its configuration in an environment as a run of a night has it, and the register of that life."""
+    from kedro.config import MissingConfigException
+
     from sleep_pipeline.cli import project_root
+    from sleep_pipeline.configuration import config_loader, folder
     from sleep_pipeline.registry import NightRegistry
 
     project = project_root()
-    return project, NightRegistry(project / models)
+    # A night that is named keeps the configuration from asking the register which one comes next.
+    loader = config_loader(project, env, {"night": night or 1})
+    try:
+        return project, loader, NightRegistry(project / models if models else folder(project, loader, "models_folder"))
+    except MissingConfigException as error:
+        raise click.ClickException(
+            f"--env={env}: conf/ has no such environment ({error}); give the name of one of its folders"
+        ) from error
 
 
 def printable(text: object) -> str:
@@ -106,12 +118,11 @@ def tree(registry: NightRegistry) -> Iterator[str]:
     yield from below(BASE, "")
 
 
-def learned_memories(project: Path, night: Night) -> list[dict[str, Any]]:
+def learned_memories(path: Path, night: Night) -> list[dict[str, Any]]:
     """Return digest, kind, source and line of every memory that a night learned.
 
-    Source and line are None where the night's `memories.parquet` is gone or does not know the memory.
+    Source and line are None where the night's table of memories, `path`, is gone or does not know the memory.
     """
-    path = project / str(MEMORIES).format(night=night.number)
     rows: dict[str, dict[str, Any]] = {}
     if path.is_file():
         import pyarrow.parquet as parquet  # type: ignore[import-untyped]
@@ -132,22 +143,24 @@ def _place(memory: dict[str, Any]) -> str:
 @click.command()
 @click.option("--night", type=click.IntRange(min=1), default=None, help="Show what this night learned.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_env
 @_models
-def lineage(night: int | None, as_json: bool, models: Path) -> None:
+def lineage(night: int | None, as_json: bool, env: str | None, models: Path | None) -> None:
     """Show which night grew from which, with scores, decisions and what is live.
 
     With --night, also every memory that this night learned, with its file and line.
     """
+    from sleep_pipeline.configuration import folder
     from sleep_pipeline.registry import RegistryError
 
-    project, registry = _open(models)
+    project, loader, registry = _open(env, models, night)
     try:
         nights = registry.nights() if night is None else {each.number: each for each in registry.lineage(night)}
         record: dict[str, Any] = {
             "aliases": registry.aliases(),
             "nights": [asdict(each) for each in nights.values()],
         }
-        memories = [] if night is None else learned_memories(project, nights[night])
+        memories = [] if night is None else learned_memories(folder(project, loader, "memories"), nights[night])
         if night is not None:
             record["memories"] = memories
         if as_json:
@@ -174,9 +187,9 @@ def lineage(night: int | None, as_json: bool, models: Path) -> None:
 
 @click.command()
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--env", "-e", envvar="KEDRO_ENV", default=None, help="Configuration environment.")
+@_env
 @_models
-def rollback(yes: bool, env: str | None, models: Path) -> None:
+def rollback(yes: bool, env: str | None, models: Path | None) -> None:
     """Swap the champion and the previous champion; again swaps them back.
 
     What only the old champion knew counts as new and is learned again by the next night.
@@ -184,7 +197,7 @@ def rollback(yes: bool, env: str | None, models: Path) -> None:
     from sleep_pipeline.night_lock import NightLock, NightLockError
     from sleep_pipeline.registry import BASE, RegistryError
 
-    project, registry = _open(models)
+    project, _, registry = _open(env, models, None)
     try:
         aliases = registry.aliases()
         if "previous_champion" in aliases:
