@@ -3,6 +3,7 @@
 import shutil
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kedro.io import DataCatalog, MemoryDataset
@@ -10,15 +11,32 @@ from kedro.pipeline import Pipeline, node
 
 from sleep_pipeline.night_hook import NightHook, NightRoomError
 from sleep_pipeline.night_lock import LOCK
+from sleep_pipeline.registry import BASE, MANIFEST, Night, NightRegistry, RegistryError, manifest_digest
 
 NIGHT = Pipeline([node(lambda folder: None, "models_folder", None, name="sleeps", tags=["night"])])
 Usage = namedtuple("Usage", ("total", "used", "free"))
 
 
-def begin(folder: Path) -> NightHook:
+def begin(folder: Path, pipeline: Pipeline = NIGHT, **inputs: Any) -> NightHook:
     hook = NightHook()
-    hook.before_pipeline_run(NIGHT, DataCatalog({"models_folder": MemoryDataset(folder)}))
+    given = {"models_folder": folder, **{name.replace("params_", "params:"): value for name, value in inputs.items()}}
+    hook.before_pipeline_run(pipeline, DataCatalog({name: MemoryDataset(value) for name, value in given.items()}))
     return hook
+
+
+def reading(*inputs: str) -> Pipeline:
+    """A night whose node has further inputs."""
+    names = ["models_folder", *inputs]
+    return Pipeline([node(lambda *_: None, names, None, name="sleeps", tags=["night"])])
+
+
+def registered(folder: Path, *numbers: int) -> None:
+    registry = NightRegistry(folder)
+    for number in numbers:
+        checkpoint = folder / f"night_{number:03d}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / MANIFEST).write_text("{}", encoding="utf-8")
+        registry.register(Night(number, BASE, checkpoint.name, manifest_digest(checkpoint), "2026-11-25T03:00:00Z"))
 
 
 def test_a_night_holds_the_lock_of_its_folder_and_leaves_nothing_else_there(tmp_path: Path) -> None:
@@ -51,3 +69,16 @@ def test_a_disk_that_is_nearly_full_is_a_reason_not_to_begin(tmp_path: Path, mon
     with pytest.raises(NightRoomError, match=r"has 1 MiB left, and a night needs at least 256.*make room"):
         begin(tmp_path)
     assert not (tmp_path / LOCK).exists()
+
+
+def test_a_night_older_than_the_last_one_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+    registered(tmp_path, 1, 4)
+    with pytest.raises(RegistryError, match=r"night 2 would be refused.*night 4 is registered: run it as night 5"):
+        begin(tmp_path, reading("params:night"), params_night=2)
+    assert not (tmp_path / LOCK).exists()
+
+
+@pytest.mark.parametrize("night", [1, 4, 5, 7])
+def test_a_night_that_is_registered_or_to_come_may_run(tmp_path: Path, night: int) -> None:
+    registered(tmp_path, 1, 4)
+    begin(tmp_path, reading("params:night"), params_night=night).after_pipeline_run()

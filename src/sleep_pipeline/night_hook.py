@@ -1,4 +1,4 @@
-"""The Kedro hook that lets one night run at a time, and none that could not be evaluated in the end."""
+"""The Kedro hook that lets one night run at a time, and none that would be refused or could not be evaluated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 
 from sleep_pipeline.night_lock import NightLock
+from sleep_pipeline.night_number import check_turn
+from sleep_pipeline.registry import NightRegistry
 
+_NIGHT = "params:night"
 _DREAMING = "params:dreaming"
 _EVALUATION = "params:evaluation"
 LEAST_FREE_MIB = 256.0
@@ -46,6 +49,20 @@ def check_room(folder: Path) -> None:
         )
 
 
+def _check_inputs(inputs: set[str], catalog: CatalogProtocol[Any, Any]) -> None:
+    """Check what the nodes of a night would trip over hours after they began."""
+    if _EVALUATION in inputs:
+        from sleep_pipeline.evaluation.harness import fetch_harness
+        from sleep_pipeline.evaluation.settings import EvaluationSettings
+
+        fetch_harness(EvaluationSettings.model_validate(catalog.load(_EVALUATION)).harness)
+    if _DREAMING in inputs:
+        from sleep_pipeline.dreaming.extras import check_night
+        from sleep_pipeline.dreaming.settings import DreamingSettings
+
+        check_night(DreamingSettings.model_validate(catalog.load(_DREAMING)))
+
+
 class NightHook:
     """Holds the lock of a life while a pipeline of a night runs; a second run is told who has it."""
 
@@ -56,20 +73,16 @@ class NightHook:
     def before_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> None:
         """Check what only the end of the night needs, and take the lock, before anything is recorded or computed."""
         self._release()
-        if _EVALUATION in pipeline.inputs():
-            from sleep_pipeline.evaluation.harness import fetch_harness
-            from sleep_pipeline.evaluation.settings import EvaluationSettings
-
-            fetch_harness(EvaluationSettings.model_validate(catalog.load(_EVALUATION)).harness)
-        if _DREAMING in pipeline.inputs():
-            from sleep_pipeline.dreaming.extras import check_night
-            from sleep_pipeline.dreaming.settings import DreamingSettings
-
-            check_night(DreamingSettings.model_validate(catalog.load(_DREAMING)))
+        inputs = pipeline.inputs()
+        registry = None
         if any("night" in node.tags for node in pipeline.nodes):
-            folder = Path(catalog.load("models_folder"))
-            check_room(folder)
-            lock = NightLock(folder)
+            registry = NightRegistry(Path(catalog.load("models_folder")))
+            check_room(registry.folder)
+            if _NIGHT in inputs:
+                check_turn(registry, int(catalog.load(_NIGHT)))
+        _check_inputs(inputs, catalog)
+        if registry is not None:
+            lock = NightLock(registry.folder)
             lock.acquire()
             self._lock = lock
 

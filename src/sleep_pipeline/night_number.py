@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sleep_pipeline.registry import NightRegistry
 
 
 def project_folder() -> Path:
@@ -27,6 +31,22 @@ def night_number(life: str, asked: int | str | None) -> int:
     if number < 1:
         raise ValueError(f"night={asked!r} is no night; nights are counted from 1")
     return number
+
+
+def check_turn(registry: NightRegistry, night: int) -> None:
+    """Make sure that a night could be registered, or is: numbers ascend, though they may leave some out.
+
+    Raises:
+        RegistryError: a later night is registered, and this one is not.
+    """
+    from sleep_pipeline.registry import RegistryError
+
+    following = registry.next_night()
+    if night < following and night not in registry.nights():
+        raise RegistryError(
+            f"night {night} would be refused in the end, since night {following - 1} is registered: run it as night "
+            f"{following}"
+        )
 
 
 def night_folder(life: str, asked: int | str | None) -> str:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sleep_pipeline.night_lock import NightLock
-from sleep_pipeline.night_number import folder_of
+from sleep_pipeline.night_number import check_turn, folder_of
 from sleep_pipeline.planned_work import Needs, Settings, Work, needs_of, work_of
-from sleep_pipeline.registry import BASE, NightRegistry
+from sleep_pipeline.registry import BASE, NightRegistry, RegistryError
 
 if TYPE_CHECKING:
     from kedro.io import CatalogProtocol
@@ -150,11 +150,10 @@ def make_plan(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> Plan:
     to_do = {node.name for node in nodes if not node.done}
     settings = Settings.of(catalog)
     problems = []
-    if not registered and night < registry.next_night():
-        problems.append(
-            f"night {night} would be refused in the end, since night {registry.next_night() - 1} is registered: run it "
-            f"as night {registry.next_night()}"
-        )
+    try:
+        check_turn(registry, night)
+    except RegistryError as error:
+        problems.append(str(error))
     if "evaluate_night_node" in to_do:
         from sleep_pipeline.evaluation.harness import check_harness
 
