@@ -28,6 +28,14 @@ def test_the_fit_equals_a_token_by_token_reference(tiny_model: Any, tiny_tokeniz
     assert fit.bytes == pytest.approx(len(TEXT.encode()), rel=0.1)
 
 
+def test_a_short_window_of_the_model_is_kept_to(
+    tiny_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = language_fit(tiny_model, tiny_tokenizer, [TEXT], window=15)
+    monkeypatch.setattr(tiny_model.config, "max_position_embeddings", 16)
+    assert language_fit(tiny_model, tiny_tokenizer, [TEXT]) == expected
+
+
 def test_nothing_to_predict_is_an_error(tiny_model: Any, tiny_tokenizer: Any) -> None:
     with pytest.raises(ValueError, match="nothing to predict"):
         language_fit(tiny_model, tiny_tokenizer, [])

@@ -30,6 +30,16 @@ def test_batched_replies_equal_token_by_token_argmax(tiny_model: Any, tiny_token
     assert greedy_replies(tiny_model, tiny_tokenizer, PROMPTS, max_new_tokens=8, batch_size=2) == expected
 
 
+def test_what_a_model_says_of_its_own_accord_about_generation_changes_no_reply(
+    tiny_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [[{"role": "user", "content": "the river the river the river"}]]
+    plain = greedy_replies(tiny_model, tiny_tokenizer, prompts, max_new_tokens=12)
+    for name, value in (("repetition_penalty", 5.0), ("no_repeat_ngram_size", 1), ("do_sample", True)):
+        monkeypatch.setattr(tiny_model.generation_config, name, value)
+    assert greedy_replies(tiny_model, tiny_tokenizer, prompts, max_new_tokens=12) == plain
+
+
 def test_a_conversation_that_does_not_fit_is_refused(tiny_model: Any, tiny_tokenizer: Any) -> None:
     long = [{"role": "user", "content": "word " * 3000}]
     with pytest.raises(ValueError, match="do not fit into the model's window of 1024"):

@@ -73,6 +73,20 @@ def test_ten_consolidations_precede_the_slower_blocks_own_change() -> None:
     assert order == [Pair(0, 1)] * 10 + [Pair(1, 2)]
 
 
+@given(periods, st.lists(st.integers(1, 40), min_size=1, max_size=8, unique=True).map(sorted))
+def test_what_was_missed_is_overdue_until_it_is_done(chunks: list[int], visited: list[int]) -> None:
+    schedule, last = Schedule(chunks), dict.fromkeys(range(len(chunks)), 0)
+    for position in visited:
+        missed = [
+            Pair(level, level + 1)
+            for level, chunk in enumerate(chunks)
+            if level and any(at % chunk == 0 for at in range(last[level] + 1, position + 1))
+        ]
+        assert schedule.overdue(position, lambda level: last[level]) == missed
+        for pair in missed:
+            last[pair.sender] = position
+
+
 @pytest.mark.parametrize(
     ("chunks", "message"),
     [

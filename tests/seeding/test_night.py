@@ -15,9 +15,11 @@ from torch import nn
 
 from sleep_pipeline.memory import ContinuumMemoryConfig, LevelConfig, Pair, base_view
 from sleep_pipeline.memory.operations import state_of
+from sleep_pipeline.memory.slots import SlotTable
 from sleep_pipeline.seeding import night as module
 from sleep_pipeline.seeding import teacher
 from sleep_pipeline.seeding.judges import Trio
+from sleep_pipeline.seeding.lessons import Lesson
 from sleep_pipeline.seeding.night import BaseJudge, hand_on, learn, make_room, seed_night
 from sleep_pipeline.seeding.replay import ReplayStore
 from sleep_pipeline.seeding.settings import SeedingSettings
@@ -293,11 +295,45 @@ def test_a_level_hands_its_experts_on_when_its_period_is_over(tiny_tokenizer: An
     store = ReplayStore(10, 10)
     for night in (1, 2):
         store.add("stored", without_context(lessons(4, first=night)), night=night)
-    assert hand_on(model, tiny_tokenizer, store, small(), night=3, seed=0) == []
+    assert hand_on(model, tiny_tokenizer, store, small(), night=1, seed=0) == []
     assert state_of(model).table.active(1) == (0, 1)
-    assert hand_on(model, tiny_tokenizer, store, small(), night=4, seed=0) == [Pair(1, 2)]
+    assert hand_on(model, tiny_tokenizer, store, small(), night=2, seed=0) == [Pair(1, 2)]
     assert state_of(model).table.active(1) == ()
     assert state_of(model).table.active(2) == (0,)
+
+
+def test_a_level_whose_turn_was_missed_hands_on_all_that_it_holds_on_the_next_night(
+    tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels = [
+        LevelConfig(period=2, num_slots=4, rank=3, base_width=5),
+        LevelConfig(period=4, num_slots=4, rank=3, base_width=5),
+        LevelConfig(num_slots=3, rank=3),
+    ]
+    model = made_up.louder(with_memory(ContinuumMemoryConfig(levels=levels)))
+    store, taught = ReplayStore(50, 10), []
+
+    def noted(model: Any, tokenizer: Any, lessons: Sequence[Lesson], *_: Any, **__: Any) -> None:
+        taught.append({night for lesson, night in store.pools["stored"].lessons if lesson in lessons})
+
+    monkeypatch.setattr(module, "learn", noted)
+    moved = {}
+    for night in range(1, 10):
+        if night in (4, 8):
+            continue  # turned down, or nothing to learn
+        learn_expert(model, level=1, seed=night, night=night)
+        store.add("stored", without_context(lessons(2, first=10 * night)), night=night)
+        moved[night] = hand_on(model, tiny_tokenizer, store, small(), night=night, seed=0)
+    assert {night: pairs for night, pairs in moved.items() if pairs} == {
+        2: [Pair(1, 2)],
+        5: [Pair(1, 2), Pair(2, 3)],
+        6: [Pair(1, 2)],
+        9: [Pair(1, 2), Pair(2, 3)],
+    }
+    assert taught == [{1, 2}, {3, 5}, {1, 2, 3, 5}, {6}, {7, 9}, {6, 7, 9}]
+    table = state_of(model).table
+    assert (table.active(1), table.active(2), table.active(3)) == ((), (), (0, 1))
+    assert SlotTable.from_dict(table.to_dict()).handed_on(2) == 9
 
 
 def test_a_memory_of_one_level_has_nobody_to_hand_on_to(tiny_tokenizer: Any) -> None:

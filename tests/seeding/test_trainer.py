@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from sleep_pipeline.generation.sampler import Reply
-from sleep_pipeline.memory import adapters_view, base_view, experts_view, unlock
+from sleep_pipeline.memory import adapters_view, base_view, experts_view, state_of, unlock
 from sleep_pipeline.seeding.divergences import cache_teacher
 from sleep_pipeline.seeding.hidden import hidden_states
 from sleep_pipeline.seeding.lessons import Lesson
@@ -185,6 +185,28 @@ def test_a_checkpoint_holds_what_trains_and_nothing_of_the_rest(tiny_tokenizer: 
         trainer_of(asleep(), tiny_tokenizer, settings=given, output_dir=tmp_path, seed=1).train(
             resume_from_checkpoint=True
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_base_model_in_half_precision_trains(dtype: torch.dtype, tiny_tokenizer: Any) -> None:
+    model = asleep(dtype)
+    before, wanted = state(model), trained(model)
+    trainer_of(model, tiny_tokenizer, settings=settings(on_policy=0.0, optimizer={"precision": "bf16"})).train()
+    changed = {name for name, tensor in state(model).items() if not torch.equal(tensor, before[name])}
+    assert changed and changed <= wanted
+
+
+def test_a_run_is_named_by_the_form_of_its_memory_and_by_what_the_teacher_believes(tiny_tokenizer: Any) -> None:
+    def run(model: nn.Module, taught: list[Lesson]) -> str:
+        return trainer_of(model, tiny_tokenizer, taught, settings=settings(on_policy=0.0)).run
+
+    one, other = lesson(8, 4, 1), dataclasses.replace(lesson(8, 4, 1), teacher=lesson(8, 4, 2).teacher)
+    same = run(asleep(), [one])
+    assert run(asleep(), [one]) == same
+    assert run(asleep(), [other]) != same
+    model = asleep()
+    state_of(model).config.levels[0].router_bias -= 1
+    assert run(model, [one]) != same
 
 
 def test_a_loss_that_is_no_number_is_an_error(tiny_tokenizer: Any) -> None:

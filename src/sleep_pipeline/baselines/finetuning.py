@@ -80,12 +80,21 @@ class FineTuning:
         else:
             config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
             self.model = get_peft_model(base, config)
-        kept = settings.replay.model_copy(update={} if replay else {"stored_rows": 0, "open_book_rows": 0})
+        none = {} if replay else {"stored_rows": 0, "open_book_rows": 0}
+        kept = settings.replay.model_copy(update={"gate_penalty": 0.0, **none})
         optimizer = settings.optimizer
         if learning_rate is not None:
             optimizer = optimizer.model_copy(update={"learning_rate": learning_rate})
+        # One-hot teachers are fine-tuned to by cross-entropy, whatever divergence sleep is tried with.
+        divergence = settings.divergence if data == "beliefs" else "forward_kl"
         self._settings = settings.model_copy(
-            update={"on_policy": 0.0, "alpha": 1.0, "replay": kept, "optimizer": optimizer}
+            update={
+                "on_policy": 0.0,
+                "alpha": 1.0,
+                "replay": kept,
+                "optimizer": optimizer,
+                "divergence": divergence,
+            }
         )
         self._store = ReplayStore(kept.stored_capacity, kept.open_book_capacity)
         self._tokenizer, self._data, self._rank, self._replay, self._seed = tokenizer, data, rank, replay, seed

@@ -118,10 +118,11 @@ class LabelledSleep:
 
     def _night(self, task: ClassTask, own: int) -> None:
         tokenizer, settings, receiver = self._answering.tokenizer, self._settings, self._receiver
+        # Before the day: a merged expert must not make up for a fast memory that the night clears.
+        make_room(self.model, tokenizer, self._store, settings, task.number, own, level=receiver)
         if self.awake is not None:
             certain = [labelled_lesson(self._answering, example) for example in task.train]
             self.awake.live(certain, self._day_steps, settings.rows, own)
-        make_room(self.model, tokenizer, self._store, settings, task.number, own, level=receiver)
         sender = CONTEXT if self.awake is None else receiver - 1
         updates = None if self.awake is None else self.awake.updates
         with consolidation(self.model, sender, receiver, night=task.number, updates=updates) as sleep:

@@ -67,9 +67,13 @@ class Tuning:
         else:
             config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
             self.model = get_peft_model(base, config)
-        kept = settings.replay.model_copy(update={"open_book_rows": 0, **({} if replay else {"stored_rows": 0})})
+        kept = settings.replay.model_copy(
+            update={"open_book_rows": 0, "gate_penalty": 0.0, **({} if replay else {"stored_rows": 0})}
+        )
         self._whole = settings.rows + settings.replay.stored_rows
-        self._settings = settings.model_copy(update={"on_policy": 0.0, "alpha": 1.0, "replay": kept})
+        # Cross-entropy with the labels, whatever divergence sleep is tried with.
+        changes = {"on_policy": 0.0, "alpha": 1.0, "replay": kept, "divergence": "forward_kl"}
+        self._settings = settings.model_copy(update=changes)
         self._store = ReplayStore(kept.stored_capacity, kept.open_book_capacity)
         self._anchor = Anchor(self.model, anchor, decay=decay) if anchor else None
         self._answering, self._replay, self._seed = answering, replay, seed

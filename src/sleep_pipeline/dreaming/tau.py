@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sleep_pipeline.dreaming.dreams import to_row
 from sleep_pipeline.dreaming.rows import IGNORED, Row, Stack, predictions, side_by_side
 from sleep_pipeline.dreaming.settings import TauSettings
+from sleep_pipeline.generation.replies import GREEDY
 from sleep_pipeline.seeding.teacher import TeacherSample, same_answer
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ class SaidAnswers(_Probes):
         longest = max(self.rows[index].learned for index in batch)
         output: Tensor = model.generate(  # type: ignore[operator]
             **padded.to(next(model.parameters()).device),
-            do_sample=False,
+            **GREEDY,
             max_new_tokens=longest + 4,
             pad_token_id=self.tokenizer.pad_token_id,
         )

@@ -36,7 +36,7 @@ def language_fit(
         model: a causal LM.
         tokenizer: its tokenizer.
         texts: at least one text of two tokens.
-        window: tokens a forward pass.
+        window: tokens a forward pass, at most those of the model's own window.
 
     Raises:
         ValueError: there is nothing to predict.
@@ -44,6 +44,8 @@ def language_fit(
     import torch
 
     start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    window = window if limit is None else min(window, limit - len(start))
     nats, tokens, size = 0.0, 0, 0
     for text in texts:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -12,6 +12,9 @@ from sleep_pipeline.generation.sampler import check_window, encode_prompts
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+"""What `generate` is told besides, or a model's own configuration would keep it from copying out of a text."""
+
 
 def greedy_replies(
     model: PreTrainedModel,
@@ -48,7 +51,7 @@ def greedy_replies(
         padded = tokenizer.pad({"input_ids": [encoded[index] for index in batch]}, return_tensors="pt").to(model.device)
         with torch.inference_mode():
             output = model.generate(
-                **padded, do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id
+                **padded, **GREEDY, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id
             )
         texts = tokenizer.batch_decode(output[:, padded["input_ids"].shape[1] :], skip_special_tokens=True)
         for index, text in zip(batch, texts, strict=True):

@@ -9,7 +9,7 @@ receives *ten* consolidations before it changes itself, so the tenth, due at 10k
 it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -72,6 +72,19 @@ class Schedule:
         if position == 0:
             return []
         return [Pair(level, level + 1) for level, period in enumerate(self.periods) if position % period == 0]
+
+    def overdue(self, position: int, last: Callable[[int], int]) -> list[Pair]:
+        """Return the pairs of levels that are due at `position` or have missed their turn, in the order of `due`.
+
+        Args:
+            position: now.
+            last: the position at which a level last handed its knowledge on, 0 for never.
+        """
+        return [
+            Pair(level, level + 1)
+            for level, period in enumerate(self.periods)
+            if level and position // period > last(level) // period
+        ]
 
     def between(self, start: int, stop: int) -> Iterator[tuple[int, list[Pair]]]:
         """Yield `(position, pairs)` for every position in `(start, stop]` at which something is due.

@@ -70,7 +70,7 @@ class SlotTable:
     Attributes:
         levels: `levels[l - 1]` holds the slots of level `l`.
         sleep: the consolidation that is under way.
-        events: what happened, oldest first, as `(night, level, slot, event)`.
+        events: what happened, oldest first, as `(night, level, slot, event)`; slot -1 is the whole level.
     """
 
     levels: list[list[Slot]]
@@ -165,6 +165,16 @@ class SlotTable:
             slots[number] = Slot(unlocks=slots[number].unlocks)
             self.events.append((night, level, number, "reset"))
         return numbers
+
+    def hand_on(self, level: int, night: int) -> None:
+        """Note that all that `level` held has moved into the next slower level at `night`."""
+        self.slots(level)
+        self.events.append((night, level, -1, "hand on"))
+
+    def handed_on(self, level: int) -> int:
+        """The night at which `level` was last emptied into the next slower level; 0 if never."""
+        nights = [night for night, of, _, event in self.events if of == level and event == "hand on"]
+        return max((night for night in nights if night is not None), default=0)
 
     def copy(self) -> "SlotTable":
         """Return an independent copy, for taking a transition back."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -14,16 +15,36 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from sleep_pipeline.memory.operations import states_of
 from sleep_pipeline.seeding.lessons import Lesson
 from sleep_pipeline.seeding.settings import SeedingSettings
 
 TRAINED = "trained.safetensors"
 
 
-def run_digest(seed: int, settings: SeedingSettings, pools: Mapping[str, Sequence[Lesson]]) -> str:
-    """Names a run by all that decides it, so that no run goes on with another's checkpoint."""
-    taught = {pool: [(lesson.ids, lesson.start, lesson.view) for lesson in lessons] for pool, lessons in pools.items()}
-    return hashlib.sha256(repr((seed, settings.model_dump_json(), taught)).encode()).hexdigest()
+def run_digest(
+    seed: int, settings: SeedingSettings, pools: Mapping[str, Sequence[Lesson]], model: nn.Module | None = None
+) -> str:
+    """Names a run by all that decides it, so that no run goes on with another's checkpoint.
+
+    Args:
+        seed: of the run.
+        settings: of the run.
+        pools: its lessons, with the teachers' beliefs.
+        model: the form of its memories, the digest of its base, and what trains; None leaves them out.
+    """
+    digest = hashlib.sha256(repr((seed, settings.model_dump_json())).encode())
+    for pool, lessons in pools.items():
+        digest.update(f"{pool} {len(lessons)}".encode())
+        for lesson in lessons:
+            digest.update(repr((lesson.ids, lesson.start, lesson.view)).encode())
+            digest.update(lesson.teacher.log_probs_NK.contiguous().cpu().numpy().tobytes())
+    if model is not None:
+        for name, state in sorted(states_of(model).items()):
+            form = {key: value for key, value in asdict(state.config).items() if key != "state"}
+            digest.update(repr((name, sorted(form.items()))).encode())
+        digest.update(repr([(name, tuple(tensor.shape)) for name, tensor in _trained(model).items()]).encode())
+    return digest.hexdigest()
 
 
 def last_checkpoint(folder: Path, run: str) -> Path | None:
@@ -47,10 +68,11 @@ def load_trained(model: nn.Module, folder: Path, run: str) -> None:
         ValueError: it is of another run or another model.
     """
     saved, trained = load_file(folder / TRAINED), _trained(model)
-    if saved.keys() != trained.keys():
+    shapes, wanted = ({name: tuple(tensor.shape) for name, tensor in part.items()} for part in (saved, trained))
+    if shapes != wanted:
         raise ValueError(
-            f"{folder} holds {len(saved)} trained tensors that are not the {len(trained)} of this model: it is from "
-            "another run; delete it"
+            f"{folder} holds {len(saved)} trained tensors that are not the {len(trained)} of this model, or of other "
+            "shapes: it is from another run; delete it"
         )
     if _run_of(folder) != run:
         raise ValueError(

@@ -47,7 +47,9 @@ def answer_head(model: nn.Module) -> Head:
     by = getattr(config, "logits_scaling", None)
 
     def head(hidden_ND: Tensor) -> Tensor:
-        logits: Tensor = linear(hidden_ND)
+        # Autocast ends before the head, and may leave hidden states in another dtype than the head's weights.
+        weight = linear.weight.dtype
+        logits: Tensor = linear(hidden_ND.to(weight) if weight.is_floating_point else hidden_ND)
         if times is not None:
             logits = logits * times
         if by is not None:

@@ -273,7 +273,8 @@ def hand_on(
     """Move every level that is due into the next slower one: its experts' lessons, replayed, into one new expert.
 
     With one level there is nothing to do. The sender's experts are the teacher and are reset in the student; what they
-    were taught lies in the store.
+    were taught since the level was last emptied lies in the store. A level whose turn fell on a night that was not
+    kept, or that had nothing to learn, is moved on the next one.
 
     Args:
         model: with a memory, outside of any sleep, after the context of the night has been seeded.
@@ -289,19 +290,20 @@ def hand_on(
     """
     state = state_of(model)
     done = []
-    for pair in state.config.schedule().due(night):
-        senders = state.table.active(pair.sender) if pair.sender != CONTEXT else ()
-        if not senders:
+    for pair in state.config.schedule().overdue(night, state.table.handed_on):
+        if not state.table.active(pair.sender):
             continue
         own = 31 * seed + pair.sender
         room, level = (None if folder is None else folder / f"{name}_{pair.receiver}" for name in ("room", "level"))
         make_room(model, tokenizer, store, settings, night, own, room, pair.receiver)
-        nights = {state.table.slots(pair.sender)[slot].night for slot in senders}
+        last = state.table.handed_on(pair.sender)
         kept = store.pools["stored"].lessons
-        lessons = [lesson for lesson, of in kept if of in nights] or [lesson for lesson, _ in kept]
+        lessons = [lesson for lesson, of in kept if of > last] or [lesson for lesson, _ in kept]
         with consolidation(model, sender=pair.sender, receiver=pair.receiver, night=night) as sleep:
             learn(model, tokenizer, lessons, store, _off_policy(settings), own, folder=level, resume=True)
             sleep.commit()
+        state.table.hand_on(pair.sender, night)
+        state.changed()
         done.append(pair)
     return done
 

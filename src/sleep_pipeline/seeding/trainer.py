@@ -7,7 +7,7 @@
   random (eq. 4), with the teacher asked live in its own view. `lambda` is the share of on-policy rows among tonight's.
 - `P`: `-advantage * log p` summed over what the student said, mean over its rows; the advantage of a continuation is
   its imitation reward minus the mean of its group. Sampling and training use the same weights, so this is the plain
-  policy gradient of `E[r]`, without clipping.
+  policy gradient of `E[r]`, without clipping (at the default temperature 1; it samples otherwise at any other).
 
 One student forward pass serves both. Deviations from the paper: replay takes part in `F` with the same weight a token,
 and the mean is over tokens, not over sequences first. GRPO's own machinery gives the on-policy prompts, reward
@@ -152,7 +152,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             disable_tqdm=True,
             seed=seed,
         )
-        self.run = run_digest(seed, settings, self.pools)
+        self.run = run_digest(seed, settings, self.pools, model)
         self._end = _silent_ids(processing_class)
         self._caches = getattr(model.config, "use_cache", None)
         super().__init__(
