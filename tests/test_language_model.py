@@ -88,19 +88,49 @@ def test_the_shipped_model_keeps_to_its_size_and_to_plain_transformers() -> None
     assert "## What it was trained on" in (embedded_path() / "README.md").read_text()
 
 
+def templated(folder: Path, template: str) -> Path:
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_where_a_template_refuses_system_turns_their_text_stands_before_the_users(folder: Path) -> None:
+    each = "{%- for m in messages -%}<{{ m['role'] }}>{{ m['content'] }}{%- endfor -%}"
+    refusing = "{%- if messages[0]['role'] == 'system' -%}{{ raise_exception('no system') }}{%- endif -%}" + each
+    tokenizer = load_tokenizer(templated(folder, refusing))
+    turns = [{"role": role, "content": f"{role} text"} for role in ("system", "user", "assistant")]
+
+    def render(*chosen: dict[str, str]) -> Any:
+        return tokenizer.apply_chat_template(list(chosen), tokenize=False)
+
+    assert render(*turns) == "<user>system text\n\nuser text<assistant>assistant text"
+    assert render(*turns[1:]) == "<user>user text<assistant>assistant text"
+    assert render(turns[0]) == "<user>system text"
+    tokenizer.save_pretrained(folder)
+    again = load_tokenizer(folder)
+    assert again.chat_template == tokenizer.chat_template, "a template that takes them is left alone"
+
+
+def test_a_template_that_leaves_a_memory_out_is_refused_with_the_remedy(folder: Path) -> None:
+    with pytest.raises(ChatTemplateError, match=r"where a memory stands.*save another chat_template\.jinja"):
+        load_tokenizer(templated(folder, "{{ messages[-1]['content'][:3] }}"))
+
+
 TURN = [{"role": "user", "content": "where is it"}]
 
 
 def test_a_model_that_thinks_aloud_by_default_answers_at_once(folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
     plain = tokenizer.chat_template
-    thinking = "{%- if enable_thinking is not defined or enable_thinking %}<think>{% else %}at once{% endif %}"
+    each = "{%- for m in messages -%}{{ m['content'] }}: {% endfor -%}"
+    thinking = each + "{%- if enable_thinking is not defined or enable_thinking %}<think>{% else %}at once{% endif %}"
     tokenizer.chat_template = thinking
-    assert tokenizer.apply_chat_template(TURN, tokenize=False) == "<think>"
+    assert tokenizer.apply_chat_template(TURN, tokenize=False) == "where is it: <think>"
     tokenizer.save_pretrained(folder)
     for _ in range(2):
         tokenizer = load_tokenizer(folder)
-        assert tokenizer.apply_chat_template(TURN, tokenize=False) == "at once"
+        assert tokenizer.apply_chat_template(TURN, tokenize=False) == "where is it: at once"
         tokenizer.save_pretrained(folder)
     assert without_thinking({"default": thinking})["default"] == tokenizer.chat_template
     assert without_thinking(plain) == plain, "where nothing thinks, nothing is touched"

@@ -81,7 +81,7 @@ def load_tokenizer(name_or_path: str | Path = EMBEDDED, *, trust_remote_code: bo
     Raises:
         ModelNotFoundError: nothing is there, or the hub cannot be reached.
         RemoteCodeError: the model needs code of its own and `trust_remote_code` is off.
-        ChatTemplateError: the tokenizer has no chat template.
+        ChatTemplateError: the tokenizer has no chat template, or none that can show a memory.
     """
     from transformers import AutoTokenizer
 
@@ -97,6 +97,7 @@ def load_tokenizer(name_or_path: str | Path = EMBEDDED, *, trust_remote_code: bo
             "save a chat_template.jinja beside its tokenizer"
         )
     tokenizer.chat_template = without_thinking(tokenizer.chat_template)
+    _take_system_turns(tokenizer, str(name_or_path))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
@@ -116,6 +117,47 @@ def without_thinking(template: str | dict[str, str]) -> str | dict[str, str]:
     if "enable_thinking" not in template or template.startswith(_NO_THINKING):
         return template
     return _NO_THINKING + template
+
+
+_FOLDING = (
+    "{%- if messages and messages[0]['role'] == 'system' -%}"
+    "{%- if messages | length > 1 and messages[1]['role'] == 'user' -%}"
+    "{%- set text = messages[0]['content'] + '\\n\\n' + messages[1]['content'] -%}"
+    "{%- set messages = [{'role': 'user', 'content': text}] + messages[2:] -%}"
+    "{%- else -%}"
+    "{%- set messages = [{'role': 'user', 'content': messages[0]['content']}] + messages[1:] -%}"
+    "{%- endif -%}{%- endif -%}"
+)
+
+
+def _take_system_turns(tokenizer: PreTrainedTokenizerBase, asked: str) -> None:
+    """See to it that the chat template writes the text of a system turn, in the first user turn if need be.
+
+    Raises:
+        ChatTemplateError: it does neither.
+    """
+    if _writes_system_turns(tokenizer) or not isinstance(tokenizer.chat_template, str):
+        return
+    given = tokenizer.chat_template
+    tokenizer.chat_template = _FOLDING + given
+    if not _writes_system_turns(tokenizer):
+        tokenizer.chat_template = given
+        raise ChatTemplateError(
+            f"the chat template of {asked} writes neither a system turn, where a memory stands while the model reads "
+            "it, nor that text before the user's; save another chat_template.jinja beside the tokenizer"
+        )
+
+
+def _writes_system_turns(tokenizer: PreTrainedTokenizerBase) -> bool:
+    from jinja2 import TemplateError
+
+    marks = ("\u2042 memory", "\u2042 question")
+    turns = [{"role": role, "content": mark} for role, mark in zip(("system", "user"), marks, strict=True)]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    except TemplateError:
+        return False
+    return all(mark in text for mark in marks)
 
 
 def _check_folder(path: str, asked: str, trust_remote_code: bool) -> None:

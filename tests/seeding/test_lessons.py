@@ -125,14 +125,20 @@ def test_a_document_ends_where_the_template_closes_the_turn(
 
 
 @pytest.mark.parametrize(
-    "template", ["{{ messages[0].content }}", "<|system|>{{ messages[0].content }}", "{% if false %}{% endif %}none"]
+    "template",
+    [
+        "{{ messages[0].content }}",
+        "<|system|>{{ messages[0].content }}",
+        "{% if false %}{% endif %}none",
+        "{{ raise_exception('no system turn alone') }}",
+    ],
 )
-def test_a_template_without_a_system_turn_of_its_own_is_refused(
-    template: str, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_template_without_a_system_turn_of_its_own_makes_up_nothing_and_says_so(
+    template: str, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(tiny_tokenizer, "chat_template", template)
-    with pytest.raises(ValueError, match=r"set replay\.open_book_documents to 0"):
-        self_made_documents(None, tiny_tokenizer, 4, 9, seed=0)  # type: ignore[arg-type]
+    assert self_made_documents(None, tiny_tokenizer, 4, 9, seed=0) == []  # type: ignore[arg-type]
+    assert "it rehearses tonight's texts alone" in caplog.text
 
 
 READING = TeacherSettings(

@@ -5,21 +5,26 @@ The teacher's log-probabilities are read once (`divergences.CachedTeacher`), so 
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from jinja2 import TemplateError
 from rapidfuzz import fuzz, process
 
 from sleep_pipeline.generation.modes import evaluating
 from sleep_pipeline.generation.sampler import SamplingSettings, TransformersSampler
 from sleep_pipeline.seeding.divergences import CachedTeacher, cache_teacher
+from sleep_pipeline.seeding.hidden import answer_head, hidden_states
 from sleep_pipeline.seeding.teacher import Message, TeacherSample, TeacherSettings, read_pairs, shares
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,9 +70,13 @@ def read_beliefs(
         view: the number of this teacher, where there are several.
 
     Raises:
-        ValueError: the chat template writes an answer differently after a context.
+        ValueError: the chat template writes an answer differently after a context, or the logits cannot be had from
+            the last hidden states (see `answer_head`).
     """
     import torch
+
+    if not samples:
+        return []
 
     def encode(messages: list[Message]) -> tuple[list[int], int]:
         whole = list(tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"])
@@ -84,17 +93,21 @@ def read_beliefs(
             )
     order = sorted(range(len(samples)), key=lambda index: len(taught[index][0]))
     lessons: dict[int, Lesson] = {}
+    head = answer_head(model)
     for begin in range(0, len(order), batch_size):
         batch = order[begin : begin + batch_size]
         padded = tokenizer.pad(
             {"input_ids": [taught[index][0] for index in batch]}, padding_side="right", return_tensors="pt"
         ).to(model.device)
         with evaluating(model), torch.inference_mode():
-            logits = model(**padded).logits
-        for row, index in zip(logits, batch, strict=True):
+            states = hidden_states(model, padded["input_ids"], padded["attention_mask"])
+        for row, index in zip(states, batch, strict=True):
             ids, start = taught[index]
             without_ids, without_start = learned[index]
-            kept = cache_teacher(row[start - 1 : len(ids) - 1], min(top_k, row.shape[-1]))
+            # Logits of the answers alone: those of whole conversations would be gigabytes with a large vocabulary.
+            with torch.inference_mode():
+                logits = head(row[start - 1 : len(ids) - 1])
+            kept = cache_teacher(logits, min(top_k, logits.shape[-1]))
             teacher = CachedTeacher(kept.tokens_NK.cpu(), kept.log_probs_NK.cpu(), kept.tail_N.cpu())
             lessons[index] = Lesson(tuple(without_ids), without_start, teacher, tuple(ids[:start]), view)
     return [lessons[index] for index in range(len(samples))]
@@ -175,19 +188,21 @@ def self_made_documents(
     """Texts that the model writes when it is given nothing but the opening of a system turn.
 
     What a model puts there of itself is like what it was trained to find there (compare Magpie, Xu et al. 2024, which
-    does so with user turns). Only texts that the model ended are returned, so there may be fewer than `count`.
-
-    Raises:
-        ValueError: the chat template has no system turn of its own.
+    does so with user turns). Only texts that the model ended are returned, so there may be fewer than `count`, and none
+    where the chat template has no system turn of its own.
     """
     mark = "\u2042"
-    whole = tokenizer.apply_chat_template([{"role": "system", "content": mark}], tokenize=False)
-    opening, found, closing = str(whole).partition(mark)
-    if not found or not opening or not closing:
-        raise ValueError(
-            "the chat template writes nothing before and after a system turn's text, so the model cannot be asked for "
-            "one; set replay.open_book_documents to 0, or use another template"
+    try:
+        whole = str(tokenizer.apply_chat_template([{"role": "system", "content": mark}], tokenize=False))
+    except TemplateError:
+        whole = ""
+    opening, _, closing = whole.partition(mark)
+    if not opening or not closing:
+        logger.warning(
+            "the chat template writes nothing before and after a system turn alone, so the model makes up no documents "
+            "to go on reading (seeding.replay.open_book_documents): it rehearses tonight's texts alone"
         )
+        return []
     ids = tokenizer(opening, add_special_tokens=False)["input_ids"]
     sampler = TransformersSampler(model, tokenizer, SamplingSettings(max_new_tokens, batch_size=batch_size))
     (replies,) = sampler.continue_ids([ids], count, seed=seed)

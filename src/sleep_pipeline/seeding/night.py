@@ -327,8 +327,9 @@ def seed_night(
 ) -> Seeded:
     """Move what the model knows with the contexts before it into one new expert of its first level.
 
-    Either all of it happens or nothing: an error leaves the model and the store as they were. Where the teacher says
-    nothing that can be learned, the night ends without an expert.
+    Either the seeding happens or nothing of it: an error leaves the model and the store as they were, but for two
+    experts that were merged beforehand to make room. Where the teacher says nothing that can be learned, the night ends
+    without an expert.
 
     Args:
         model: with a memory; outside of any sleep.
