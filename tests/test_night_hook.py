@@ -9,6 +9,7 @@ import pytest
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Pipeline, node
 
+from sleep_pipeline.evaluation.probes import ProbeError
 from sleep_pipeline.night_hook import NightHook, NightRoomError
 from sleep_pipeline.night_lock import LOCK
 from sleep_pipeline.registry import BASE, MANIFEST, Night, NightRegistry, RegistryError, manifest_digest
@@ -82,3 +83,12 @@ def test_a_night_older_than_the_last_one_is_refused_before_anything_is_done(tmp_
 def test_a_night_that_is_registered_or_to_come_may_run(tmp_path: Path, night: int) -> None:
     registered(tmp_path, 1, 4)
     begin(tmp_path, reading("params:night"), params_night=night).after_pipeline_run()
+
+
+def test_a_probe_that_cannot_be_read_is_named_before_anything_is_done(tmp_path: Path) -> None:
+    folder = tmp_path / "probes"
+    folder.mkdir()
+    (folder / "mine.jsonl").write_text('{"question": "Who?", "answer": "Mira"}\n', encoding="utf-8")
+    with pytest.raises(ProbeError, match=r"probes/mine\.jsonl:1: .*\"source\" is missing"):
+        begin(tmp_path / "models", reading("probes_folder"), probes_folder=folder)
+    assert list((tmp_path / "models").iterdir()) == []

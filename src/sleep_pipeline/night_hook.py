@@ -18,6 +18,7 @@ from sleep_pipeline.registry import NightRegistry
 _NIGHT = "params:night"
 _DREAMING = "params:dreaming"
 _EVALUATION = "params:evaluation"
+_PROBES = "probes_folder"
 LEAST_FREE_MIB = 256.0
 """Several times what a night of the embedded model leaves behind; `sleep-pipeline plan` says what any needs."""
 
@@ -51,6 +52,10 @@ def check_room(folder: Path) -> None:
 
 def _check_inputs(inputs: set[str], catalog: CatalogProtocol[Any, Any]) -> None:
     """Check what the nodes of a night would trip over hours after they began."""
+    if _PROBES in inputs:
+        from sleep_pipeline.evaluation.probes import given_probes
+
+        given_probes(Path(catalog.load(_PROBES)))
     if _EVALUATION in inputs:
         from sleep_pipeline.evaluation.harness import fetch_harness
         from sleep_pipeline.evaluation.settings import EvaluationSettings

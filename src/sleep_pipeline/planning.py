@@ -154,6 +154,13 @@ def make_plan(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> Plan:
         check_turn(registry, night)
     except RegistryError as error:
         problems.append(str(error))
+    if "sample_lessons_node" in to_do:
+        from sleep_pipeline.evaluation.probes import ProbeError, given_probes
+
+        try:
+            given_probes(path_of(catalog, "probes_folder"))
+        except (ProbeError, OSError) as error:
+            problems.append(str(error))
     if "evaluate_night_node" in to_do:
         from sleep_pipeline.evaluation.harness import check_harness
 

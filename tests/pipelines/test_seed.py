@@ -1,8 +1,15 @@
+import json
+import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sleep_pipeline.evaluation.probes import ProbeError
+from sleep_pipeline.memories.contexts import Context
+from sleep_pipeline.memories.records import Content, Memory, memories_to_frame
 from sleep_pipeline.memories.settings import CollectSettings
+from sleep_pipeline.pipelines.seed import nodes
 from sleep_pipeline.pipelines.seed.nodes import FOR_DREAMS, TO_ASK, TO_LEARN, _use, parent_checkpoint
 from sleep_pipeline.registry import Night, NightRegistry, RegistryError, manifest_digest
 
@@ -37,3 +44,78 @@ def test_the_use_of_a_question_is_its_own_and_dreams_are_judged_by_other_ones_th
     assert shares[TO_LEARN] == pytest.approx(0.8, abs=0.03)
     assert shares[TO_ASK] == pytest.approx(0.1, abs=0.03)
     assert shares[FOR_DREAMS] == pytest.approx(0.1, abs=0.03)
+
+
+def tonight(*places: tuple[str, int]) -> tuple[list[Context], Any]:
+    """Contexts and memories that begin at these places, each its own text."""
+    memories, contexts = [], []
+    for source, line in places:
+        text = f"{source}:{line}"
+        digest = Content("text", text=text).digest()
+        id, time = digest[:16], "2026-01-01T00:00:00Z"
+        memories.append(Memory(id, "text", text, (), None, None, None, source, line, time, digest))
+        contexts.append(Context(id, "text", source, (id,), text, 1))
+    return contexts, memories_to_frame(memories)
+
+
+def probes(tmp_path: Path, *sources: str) -> Path:
+    folder = tmp_path / "probes"
+    folder.mkdir()
+    rows = [{"question": f"What of {source}?", "answer": "much", "source": source} for source in sources]
+    (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+def test_a_probe_is_asked_about_the_memory_that_holds_the_line_of_its_source(tmp_path: Path) -> None:
+    folder = probes(tmp_path, "m/notes.md:3", "m/notes.md:9", "m/day_2/more.md:1")
+    asked, unmatched = nodes._given(*tonight(("m/notes.md", 3), ("m/notes.md", 7)), folder, 1, set())
+    assert [(probe.question, probe.context) for probe in asked] == [
+        ("What of m/notes.md:3?", "m/notes.md:3"),
+        ("What of m/notes.md:9?", "m/notes.md:7"),
+    ]
+    assert unmatched == [], "a later night reads the memory of the third"
+
+
+def test_probes_that_no_night_asks_are_counted_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = probes(tmp_path, "m/notes.md:3", "m/nots.md:3", "m/notes.md:1")
+    with caplog.at_level(logging.WARNING):
+        asked, unmatched = nodes._given(*tonight(("m/notes.md", 3)), folder, 1, set())
+    assert len(asked) == 1
+    assert unmatched == ["probes/mine.jsonl:2 (m/nots.md:3)", "probes/mine.jsonl:3 (m/notes.md:1)"]
+    assert len(caplog.records) == 1
+
+
+def test_what_an_earlier_night_has_asked_is_neither_asked_nor_missed(tmp_path: Path) -> None:
+    import pandas as pd
+
+    models, primary = tmp_path / "models", tmp_path / "primary"
+    models.mkdir()
+    registered(models).promote(1)
+    (primary / "night_001").mkdir(parents=True)
+    known = [("What of m/gone.md:3?", "much", "given"), ("What of m/notes.md:9?", "much", "given")]
+    teacher = [("What of m/own.md:1?", "much", "teacher")]
+    table = pd.DataFrame([*known, *teacher], columns=["question", "answer", "origin"])
+    table.to_parquet(primary / "night_001" / "probes.parquet")
+    earlier = nodes._asked_earlier(models, primary)
+    folder = probes(tmp_path, "m/gone.md:3", "m/notes.md:9", "m/own.md:1")
+    # Line 9 stood there before; only what is above it is new.
+    asked, unmatched = nodes._given(*tonight(("m/notes.md", 3)), folder, 2, earlier)
+    assert (asked, unmatched) == ([], ["probes/mine.jsonl:3 (m/own.md:1)"])
+
+
+def test_a_probe_that_cannot_be_read_stops_the_night_before_a_model_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sleep_pipeline.memories.contexts import contexts_to_frame
+
+    def refuses(*_: Any) -> None:
+        pytest.fail("a model was opened")
+
+    monkeypatch.setattr(nodes, "open_model", refuses)
+    folder = probes(tmp_path, "m/notes.md")
+    contexts, memories = tonight(("m/notes.md", 3))
+    settings: list[Any] = [None] * 6
+    with pytest.raises(ProbeError, match=r"probes/mine\.jsonl:1: "):
+        nodes.sample_lessons(
+            contexts_to_frame(contexts), memories, *settings, 1, 0, tmp_path / "models", tmp_path / "primary", folder
+        )

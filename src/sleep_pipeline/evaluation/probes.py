@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 from sleep_pipeline.corpora.worlds import WorldGenerator, draw_question, fill
 from sleep_pipeline.generation.replies import greedy_replies
+from sleep_pipeline.memories.files import READERS
+from sleep_pipeline.memories.lines import read_lines
 from sleep_pipeline.seeding.teacher import same_answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from sleep_pipeline.memories.records import Memory
+
+_LONGEST_LINE = 2**24
+_FIELDS = ("question", "answer", "source")
 
 
 @dataclass(frozen=True)
@@ -33,33 +40,115 @@ class Probe:
     origin: str = "given"
 
 
+@dataclass(frozen=True)
+class GivenProbe:
+    """A question that people wrote.
+
+    Attributes:
+        probe: the question with its answer.
+        source: file of the memory that holds the answer, as memories name it.
+        line: of that file.
+        place: where the question itself stands, `file:line`.
+    """
+
+    probe: Probe
+    source: str
+    line: int
+    place: str
+
+    def __str__(self) -> str:
+        """The question's place, and the memory's."""
+        return f"{self.place} ({self.source}:{self.line})"
+
+
 class ProbeError(ValueError):
     """A file of probes cannot be read; the message names file and line."""
 
 
-def given_probes(folder: Path) -> list[tuple[Probe, str]]:
-    """Questions that people wrote, each with the memory (`file:line`) that holds its answer.
+def given_probes(folder: Path) -> list[GivenProbe]:
+    """Questions that people wrote, each with the place of the memory that holds its answer.
 
     Args:
-        folder: of JSONL files with `question`, `answer` and `source`.
+        folder: of JSONL files with `question`, `answer` and `source`, which is `file:line`.
 
     Raises:
-        ProbeError: a line lacks one of them.
+        ProbeError: a line is not UTF-8, no JSON, or lacks one of them.
     """
     found = []
     for path in sorted(folder.rglob("*.jsonl")):
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                probe = Probe(str(row["question"]), str(row["answer"]))
-                found.append((probe, str(row["source"])))
-            except (ValueError, KeyError, TypeError) as error:
-                raise ProbeError(
-                    f'{path.name}:{number}: a probe needs "question", "answer" and "source" ({error}); correct the line'
-                ) from error
+        name = path.relative_to(folder.parent).as_posix()
+        with path.open("rb") as stream:
+            for line in read_lines(stream, _LONGEST_LINE):
+                place = f"{name}:{line.number}"
+                if line.problem is not None:
+                    raise ProbeError(f"{place}: {line.problem}")
+                if line.text.strip():
+                    found.append(_given(line.text, place))
     return found
+
+
+def _given(text: str, place: str) -> GivenProbe:
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ProbeError(f"{place}: no readable JSON ({error}); correct the line") from error
+    said = {name: _said(row.get(name)) for name in _FIELDS} if isinstance(row, dict) else {}
+    lacking = [name for name in _FIELDS if not said.get(name)]
+    if lacking:
+        raise ProbeError(
+            f'{place}: a probe needs "question", "answer" and "source", and "{lacking[0]}" is missing or empty; '
+            "correct the line"
+        )
+    source, _, line = said["source"].rpartition(":")
+    if not source or not (line.isascii() and line.isdigit() and int(line)):
+        raise ProbeError(
+            f'{place}: "source" is {said["source"]!r}; name the memory that holds the answer by file and line, such as '
+            "memories/notes.md:3"
+        )
+    return GivenProbe(Probe(said["question"], said["answer"]), source, int(line), place)
+
+
+def _said(value: Any) -> str:
+    """A text or a number as text; empty for anything else."""
+    says = isinstance(value, str | int | float) and not isinstance(value, bool) and str(value).strip()
+    return str(value) if says else ""
+
+
+class MemoryPlaces:
+    """Finds memories by a line of their file, the first or any other.
+
+    Args:
+        memories: of a night.
+    """
+
+    def __init__(self, memories: Iterable[Memory]) -> None:
+        self._files: dict[str, list[Memory]] = {}
+        for memory in memories:
+            self._files.setdefault(memory.source, []).append(memory)
+
+    def at(self, source: str, line: int) -> Memory | None:
+        """The memory that a line belongs to: the last one of its file that begins there or above.
+
+        In a table of rows nothing belongs to a memory below its last line, so a row that was left out does not count
+        as the one above it.
+        """
+        above = [memory for memory in self._files.get(source, ()) if memory.line <= line]
+        if not above:
+            return None
+        found = max(above, key=lambda memory: memory.line)
+        last = _last_line(found)
+        return found if last is None or line <= last else None
+
+
+def _last_line(memory: Memory) -> int | None:
+    """Where a memory ends at the latest; None where the next one says."""
+    reader = READERS.get(PurePosixPath(memory.source).suffix.lower())
+    if reader in ("jsonl", "parquet"):
+        return memory.line
+    if reader == "csv":
+        fields = (memory.text, memory.label, memory.question, memory.answer)
+        return memory.line + sum(field.count("\n") for field in fields if field)
+    return None
 
 
 def ask(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,11 @@ from sleep_pipeline.datasets import Pretrained
 from sleep_pipeline.evaluation.settings import EvaluationSettings
 from sleep_pipeline.memories.settings import CollectSettings
 from sleep_pipeline.night_model import MachineSettings, MemorySettings, NightModel, StorePart, open_model
+from sleep_pipeline.night_number import folder_of
 from sleep_pipeline.seeding.settings import SeedingSettings
-from sleep_pipeline.tracking import active_sink
+from sleep_pipeline.tracking import active_sink, night_sink
+
+logger = logging.getLogger(__name__)
 
 # Kedro evaluates the annotations of nodes when a command starts, so these stand for types whose import is slow.
 Table = Any  # pandas.DataFrame
@@ -57,6 +62,7 @@ def sample_lessons(
     night: int,
     random_seed: int,
     models_folder: Path,
+    primary_folder: Path,
     probes_folder: Path,
 ) -> tuple[Table, Lessons, Table, dict[str, Any]]:
     """Let the teacher write about every context, hold some of it out as probes, and read its beliefs.
@@ -64,6 +70,9 @@ def sample_lessons(
     Returns:
         All samples, with what each is used for; the lessons by pool; the probes with what the model answers to them
         before the night, with and without their contexts; and a summary.
+
+    Raises:
+        ProbeError: a question that people wrote cannot be read.
     """
     import pandas as pd
 
@@ -71,9 +80,11 @@ def sample_lessons(
     from sleep_pipeline.seeding.night import gather
     from sleep_pipeline.validation.rows import validate_rows
 
+    read = contexts_from_frame(contexts)
+    # What people wrote can be wrong, so it is read before anything is computed.
+    given, unmatched = _given(read, memories, probes_folder, night, _asked_earlier(models_folder, primary_folder))
     own = own_seed(random_seed, night)
     opened = open_model(model, machine, memory, seeding.replay, parent_checkpoint(models_folder, night))
-    read = contexts_from_frame(contexts)
     texts = [context.text for context in read]
     gathered = gather(opened.model, opened.tokenizer, texts, seeding, own, progress=True)
     rows = [
@@ -83,18 +94,21 @@ def sample_lessons(
     checked = validate_rows(pd.DataFrame(rows, columns=[*_SAMPLE_COLUMNS, "use"]), "teacher_samples", max_bad_share=0.5)
     samples, kept = checked.good, set(checked.good.index)
     tonight = [lesson for at, lesson in enumerate(gathered.lessons) if at in kept and rows[at]["use"] == TO_LEARN]
-    probes = _probes(samples, texts, read, memories, probes_folder, evaluation)
+    probes = given + _held_out(samples, texts, evaluation)
     frame = _asked(opened, probes, evaluation)
     summary = {
         "samples": len(samples),
         "lessons": len(tonight),
         "open_book_lessons": len(gathered.open_book),
         "probes": len(frame),
+        "probes_unmatched": len(unmatched),
+        "unmatched": unmatched,
         "dropped": {**gathered.data.dropped, "fails validation": len(checked.bad)},
         "unlearnable": [read[index].source for index in gathered.data.unlearnable],
         "seconds": gathered.seconds,
         "validation_share": checked.success_share,
     }
+    night_sink().log_metrics({"night/probes_unmatched": len(unmatched)}, step=night)
     return samples, {"tonight": tonight, "open_book": gathered.open_book}, frame, summary
 
 
@@ -110,30 +124,72 @@ def _use(question: str, collect: CollectSettings) -> str:
     return FOR_DREAMS if is_held_out(question, 0.5, f"{collect.probe_salt}/dreams") else TO_ASK
 
 
-def _probes(
-    samples: Table, texts: list[str], read: Any, memories: Table, probes_folder: Path, evaluation: EvaluationSettings
-) -> list[Any]:
-    """What people ask about tonight's memories, and what the teacher asked and was held out."""
-    from sleep_pipeline.evaluation.probes import Probe, given_probes
+def _given(
+    read: Sequence[Any], memories: Table, probes_folder: Path, night: int, asked: Collection[tuple[str, str]]
+) -> tuple[list[Any], list[str]]:
+    """What people ask about tonight's memories; and the places of what neither tonight nor an earlier night asks.
 
-    places = {
-        f"{source}:{line}": str(id)
-        for id, source, line in zip(memories["id"], memories["source"], memories["line"], strict=True)
-    }
-    first = {id: index for index, context in reversed(list(enumerate(read))) for id in context.memory_ids}
-    probes = [
-        Probe(probe.question, probe.answer, texts[first[places[source]]], "given")
-        for probe, source in given_probes(probes_folder)
-        if places.get(source) in first
-    ]
+    Args:
+        read: tonight's contexts.
+        memories: of tonight.
+        probes_folder: with the questions about all nights.
+        night: its number.
+        asked: questions, with their answers, that earlier nights have asked.
+    """
+    from sleep_pipeline.evaluation.probes import MemoryPlaces, Probe, given_probes
+    from sleep_pipeline.memories.records import memories_from_frame
+    from sleep_pipeline.memories.tonight import day_of
+
+    places = MemoryPlaces(memories_from_frame(memories))
+    first = {id: context.text for context in reversed(read) for id in context.memory_ids}
+    probes, unmatched = [], []
+    for given in given_probes(probes_folder):
+        question, answer = given.probe.question, given.probe.answer
+        memory, known = places.at(given.source, given.line), (question, answer) in asked
+        # The memory of a question that was asked may be one of an earlier night, below one that is new.
+        if memory is not None and memory.id in first and (memory.line == given.line or not known):
+            probes.append(Probe(question, answer, first[memory.id], "given"))
+        elif not known and day_of(given.source) <= night:
+            unmatched.append(str(given))
+    if unmatched:
+        logger.warning(
+            "%d questions in %s were asked on no night so far, and their sources name no memory of tonight: %s. "
+            "Correct the file and line in their sources; a question that came after its memory was learned is too "
+            "late, and one whose memory is in quarantine waits for it",
+            len(unmatched),
+            probes_folder,
+            "; ".join(unmatched[:3]) + ("; ..." if len(unmatched) > 3 else ""),
+        )
+    return probes, unmatched
+
+
+def _asked_earlier(models_folder: Path, primary_folder: Path) -> set[tuple[str, str]]:
+    """The questions by people, with their answers, of the nights that tonight stands on."""
+    import pandas as pd
+
+    from sleep_pipeline.registry import NightRegistry
+
+    asked: set[tuple[str, str]] = set()
+    for ancestor in NightRegistry(models_folder).lineage():
+        path = primary_folder / folder_of(ancestor.number) / "probes.parquet"
+        if path.is_file():
+            table = pd.read_parquet(path, columns=["question", "answer", "origin"])
+            table = table[table["origin"] == "given"]
+            asked.update(zip(table["question"], table["answer"], strict=True))
+    return asked
+
+
+def _held_out(samples: Table, texts: Sequence[str], evaluation: EvaluationSettings) -> list[Any]:
+    """What the teacher asked and the night does not learn."""
+    from sleep_pipeline.evaluation.probes import Probe
+
     own = samples[samples["use"] == TO_ASK].drop_duplicates(["context", "question"])
     if len(own) > evaluation.teacher_probes:
         own = own.sample(evaluation.teacher_probes, random_state=0).sort_index()
-    probes += [
+    return [
         Probe(question, answer, texts[context], "teacher")
         for context, question, answer in zip(own["context"], own["question"], own["answer"], strict=True)
     ]
-    return probes
 
 
 def _asked(opened: NightModel, probes: list[Any], evaluation: EvaluationSettings) -> Table:

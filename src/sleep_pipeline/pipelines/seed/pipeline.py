@@ -27,6 +27,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "params:night",
                     "params:random_seed",
                     "models_folder",
+                    "primary_folder",
                     "probes_folder",
                 ],
                 outputs=["teacher_samples", "lessons", "probes", "seed_summary"],

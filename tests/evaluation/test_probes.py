@@ -1,0 +1,80 @@
+"""Questions that people wrote: what is wrong in their files is named, and their memories are found by any line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sleep_pipeline.evaluation.probes import MemoryPlaces, Probe, ProbeError, given_probes
+from sleep_pipeline.memories.records import Content, Memory
+
+GOOD = {"question": "Who lives in Geska?", "answer": "Mira", "source": "memories/notes.md:3"}
+
+
+def written(tmp_path: Path, *lines: bytes | str) -> Path:
+    folder = tmp_path / "probes"
+    folder.mkdir()
+    raw = [line if isinstance(line, bytes) else line.encode() for line in lines]
+    (folder / "mine.jsonl").write_bytes(b"\n".join(raw) + b"\n")
+    return folder
+
+
+def test_a_probe_has_its_question_its_answer_and_the_place_of_its_memory(tmp_path: Path) -> None:
+    year = {**GOOD, "answer": 1901, "source": "memories/a:b/notes.md:12"}
+    found = given_probes(written(tmp_path, json.dumps(GOOD), "", json.dumps(year)))
+    assert [(each.probe, each.source, each.line, each.place) for each in found] == [
+        (Probe("Who lives in Geska?", "Mira"), "memories/notes.md", 3, "probes/mine.jsonl:1"),
+        (Probe("Who lives in Geska?", "1901"), "memories/a:b/notes.md", 12, "probes/mine.jsonl:3"),
+    ]
+
+
+def test_only_the_end_of_a_line_ends_it(tmp_path: Path) -> None:
+    row = json.dumps({**GOOD, "answer": "Mira\u2028Talven"}, ensure_ascii=False)
+    assert [each.place for each in given_probes(written(tmp_path, row, row))][1] == "probes/mine.jsonl:2"
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (json.dumps({"question": "Who?", "answer": "Mira"}), '"source" is missing or empty; correct the line'),
+        (json.dumps({**GOOD, "question": " "}), '"question" is missing or empty'),
+        (json.dumps({**GOOD, "answer": None}), '"answer" is missing or empty'),
+        (json.dumps({**GOOD, "answer": True}), '"answer" is missing or empty'),
+        ("[1]", '"question" is missing or empty'),
+        ("{", "no readable JSON"),
+        (json.dumps({**GOOD, "source": "memories/notes.md"}), r"\"source\" is 'memories/notes.md'; name the memory"),
+        (json.dumps({**GOOD, "source": "memories/notes.md:three"}), "by file and line"),
+        (json.dumps(GOOD).replace("Mira", "Miéra").encode("latin-1"), "is not UTF-8, perhaps Latin-1; save the file"),
+    ],
+)
+def test_what_is_wrong_is_named_by_file_and_line(tmp_path: Path, line: bytes | str, reason: str) -> None:
+    with pytest.raises(ProbeError, match=rf"^probes/mine\.jsonl:2: .*{reason}"):
+        given_probes(written(tmp_path, json.dumps(GOOD), line))
+
+
+def memory(source: str, line: int, text: str = "Mira lives in Geska.") -> Memory:
+    content = Content("text", text=f"{text} {source} {line}")
+    digest = content.digest()
+    return Memory(digest[:16], "text", content.text, (), None, None, None, source, line, "2026-01-01T00:00:00Z", digest)
+
+
+@pytest.mark.parametrize(
+    ("source", "line", "begins"),
+    [
+        ("m/notes.md", 3, 3),
+        ("m/notes.md", 6, 3),
+        ("m/notes.md", 7, 7),
+        ("m/notes.md", 99, 7),
+        ("m/notes.md", 2, None),
+        ("m/others.md", 3, None),
+        ("m/rows.jsonl", 4, 4),
+        ("m/rows.jsonl", 5, None),
+        ("m/table.CSV", 5, 4),
+        ("m/table.CSV", 6, None),
+    ],
+)
+def test_a_line_belongs_to_the_last_memory_that_begins_there_or_above(source: str, line: int, begins: Any) -> None:
+    memories = [memory("m/notes.md", 7), memory("m/notes.md", 3), memory("m/rows.jsonl", 4, "two\nlines")]
+    found = MemoryPlaces([*memories, memory("m/table.CSV", 4, "two\nlines")]).at(source, line)
+    assert (None if found is None else found.line) == begins
