@@ -1,7 +1,8 @@
 """Masks secrets and what identifies people: `[SECRET]`, `[EMAIL]`, `[PHONE]`, `[CARD]`, `[IBAN]`.
 
-Secrets are found by the detectors of detect-secrets, telephone numbers by phonenumbers, and bank accounts and cards by
-their check digits (python-stdnum); what merely looks like a number stays. Nothing is looked up over a network.
+Secrets are found by their forms (`secret_forms`) and by the detectors of detect-secrets, telephone numbers by
+phonenumbers, and bank accounts and cards by their check digits (python-stdnum); what merely looks like a number stays.
+Nothing is looked up over a network.
 """
 
 from __future__ import annotations
@@ -14,9 +15,16 @@ from functools import lru_cache
 from typing import Any
 
 from sleep_pipeline.memories.records import Content
+from sleep_pipeline.memories.secret_forms import mask_forms
 from sleep_pipeline.memories.settings import MaskSettings
 
-_EMAIL = re.compile(r"\b[\w.%+'-]{1,64}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}\b")
+# Letters and digits of any script, with the vowel signs and accents that are characters of their own.
+_MARKS = r"[\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0900-\u0963\u0971-\u0dff\u0e31-\u0e4e\u200c\u200d]"
+_SIGN = rf"(?:[^\W_]|{_MARKS})"
+_EMAIL = re.compile(
+    rf"(?<!\w)\w(?:[\w.%+'-]|{_MARKS}){{0,63}}@(?:{_SIGN}(?:(?:{_SIGN}|-){{0,61}}{_SIGN})?\.)+"
+    rf"(?:xn--[A-Za-z0-9-]{{2,59}}|(?:[^\W\d_]|{_MARKS}){{2,24}})(?!{_SIGN})"
+)
 _IBAN = re.compile(r"\b[A-Z]{2}\d{2}[A-Z0-9 ]{10,}[A-Z0-9]\b")
 _IBAN_FORM = re.compile(r"[A-Z]{2}\d{2}[A-Z0-9]{11,30}")
 _CARD = re.compile(r"(?<![\w.,-])\d[\d -]{11,}\d(?![\w-])")
@@ -33,7 +41,7 @@ _KEYWORD = re.compile(r"key|pass|pwd|secret|contrase", re.I)
 # How people write it to each other; detect-secrets knows how programs do.
 _TOLD = re.compile(
     r"\b(?:password|passwd|passphrase|passcode|pwd|api[ _-]?key|access[ _-]?token|secret[ _-]?key)\b"
-    r"\s*(?:is|was|=|:)\s*[\"'`]?(\S{6,})",
+    r"\s*(?:(?:is|was)\s*:?|[=:])\s*[\"'`]?(\S{6,})",
     re.I,
 )
 _TOKEN = re.compile(r"(?<![\w/+=.-])[A-Za-z0-9_+/-]{24,200}={0,2}(?![\w/+])")
@@ -165,6 +173,8 @@ def _mask_phones(text: str, regions: tuple[str, ...], counts: Counter[str]) -> s
 def _mask_secrets(line: str, counts: Counter[str]) -> str:
     if len(line) < 8:
         return line
+    line, counted = mask_forms(line)
+    counts["secret"] += counted
     # The longest first: what one detector finds may be part of what another does.
     for secret in sorted(set(_secrets(line)), key=len, reverse=True):
         # Some detectors find only the beginning, such as two of the three parts of a JWT.
