@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,12 +19,24 @@ _FORMS: dict[str, tuple[str, ...]] = {
 }
 COLUMNS: tuple[str, ...] = tuple(name for names in _FORMS.values() for name in names)
 TIMES = ("time", "timestamp")
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+# Calls of tools and what tools answer are made for programs; a turn of them is passed over.
+_TOOLS = frozenset(
+    (
+        *("tool", "function", "ipython"),
+        *("function_call", "function_response", "function_call_output", "observation"),
+        *("tool_call", "tool_response", "tool_result"),
+    )
+)
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _SHAREGPT = {
     **{name: "user" for name in ("human", "user")},
     **{name: "assistant" for name in ("gpt", "chatgpt", "assistant", "model", "bot")},
-    **{name: name for name in ("system", "tool")},
+    "system": "system",
 }
+# Entries of OpenAI's responses that nobody speaks, and what an assistant's turn may hold in the place of text.
+_UNSPOKEN = re.compile(r"(?:\w+_)?call(?:_output)?|reasoning|item_reference")
+_INSTEAD = ("tool_calls", "function_call", "refusal", "audio")
+_TEXT_PARTS = ("text", "input_text", "output_text")
 _SHOWN = 24
 _MILLISECONDS = 1e11  # epoch seconds reach this number in the year 5138
 
@@ -101,7 +114,7 @@ def _check_unicode(value: str, name: str) -> None:
 
 
 def _messages(value: Any, name: str) -> tuple[Message, ...]:
-    """Messages in the form of OpenAI (`role`, `content`) or ShareGPT (`from`, `value`)."""
+    """Messages in the form of OpenAI (`role`, `content`) or ShareGPT (`from`, `value`), those of tools left out."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -111,14 +124,16 @@ def _messages(value: Any, name: str) -> tuple[Message, ...]:
         raise BadRow(f'"{name}" is {_type(value)} instead of a list of messages')
     if not value:
         raise BadRow(f'"{name}" is empty; delete the line or fill it in')
-    messages = tuple(_message(item, name, number) for number, item in enumerate(value, start=1))
+    read = (_message(item, name, number) for number, item in enumerate(value, start=1))
+    messages = tuple(message for message in read if message is not None)
     for role in ("user", "assistant"):
         if not any(message["role"] == role for message in messages):
-            raise BadRow(f"the conversation has no turn of the {role}; delete the line or complete it")
+            raise BadRow(f"the conversation has no text of the {role}; delete the line or complete it")
     return messages
 
 
-def _message(item: Any, name: str, number: int) -> Message:
+def _message(item: Any, name: str, number: int) -> Message | None:
+    """A turn; None if it is one of a tool, or holds no text for people."""
     where = f'message {number} of "{name}"'
     if not isinstance(item, Mapping):
         raise BadRow(f"{where} is {_type(item)} instead of an object")
@@ -126,12 +141,21 @@ def _message(item: Any, name: str, number: int) -> Message:
     roles = _ROLES if role_key == "role" else _SHAREGPT
     role, content = item.get(role_key), item.get(content_key)
     if role is None:
+        if _UNSPOKEN.fullmatch(str(item.get("type"))):
+            return None
         raise BadRow(f'{where} has no "role" (or "from"); say who speaks')
+    if isinstance(role, str) and role.lower() in _TOOLS:
+        return None
     if not isinstance(role, str) or role.lower() not in roles:
         raise BadRow(f"{where} has the unknown role {str(role)[:_SHOWN]!r}; use one of {', '.join(roles)}")
+    wordless = any(item.get(key) for key in _INSTEAD)
     if isinstance(content, list):
-        content = _parts(content, where)
+        texts = [_part(part, where) for part in content]
+        wordless = wordless or None in texts
+        content = "\n".join(text for text in texts if text is not None)
     if content is None or (isinstance(content, str) and not content.strip()):
+        if wordless:
+            return None
         raise BadRow(f'{where} has an empty "{content_key}"; delete the line or fill it in')
     if not isinstance(content, str):
         raise BadRow(f'{where} has {_type(content)} as "{content_key}" instead of text')
@@ -139,15 +163,16 @@ def _message(item: Any, name: str, number: int) -> Message:
     return {"role": roles[role.lower()], "content": content}
 
 
-def _parts(parts: list[Any], where: str) -> str:
-    """The text of a message whose content is a list of parts."""
-    texts = []
-    for part in parts:
-        text = part.get("text") if isinstance(part, Mapping) else None
-        if not isinstance(text, str):
-            raise BadRow(f"{where} holds a part that is no text; only text can be remembered, take the part out")
-        texts.append(text)
-    return "\n".join(texts)
+def _part(part: Any, where: str) -> str | None:
+    """The text of a part of a message; None for a picture, a call of a tool, and whatever else is no text."""
+    text = part
+    if isinstance(part, Mapping):
+        kind, text = part.get("type") or "text", part.get("text")
+        if kind not in _TEXT_PARTS:
+            return None
+    if not isinstance(text, str):
+        raise BadRow(f"{where} holds a part that is no text; take the part out, or name its type")
+    return text
 
 
 def _time(row: Mapping[Any, Any]) -> tuple[str | None, tuple[str, ...]]:
