@@ -34,16 +34,14 @@ class ReplaySettings(_Settings):
         base_reader: whether documents, what is said about them, and free texts come from the model without its experts,
             so that what one night does to its reading is not the measure of the next.
         settled_share: of the last steps, in which every night has as many rows as every other, tonight's too, so that
-            tonight's lessons do not drown those of earlier nights; tonight keeps a fifth of the rows however many
+            tonight's lessons do not drown those of earlier nights; tonight keeps a tenth of the rows however many
             nights there were. 0 for none.
-        repair: share of the earlier nights' rows in these steps that goes to the lessons that have suffered, each by
-            how far the student has drifted from it when the steps begin; the others are drawn from all alike.
         gate_penalty: weight of the new expert's mean gate on lessons in reading, where the text says it all (gate
             sparsity); 0 for none.
     """
 
     stored_rows: NonNegativeInt = 96
-    stored_capacity: PositiveInt = 12000
+    stored_capacity: PositiveInt = 6000
     open_book_rows: NonNegativeInt = 32
     open_book_capacity: PositiveInt = 1200
     open_book_documents: NonNegativeInt = 12
@@ -54,7 +52,6 @@ class ReplaySettings(_Settings):
     free_text_tokens: PositiveInt = 64
     base_reader: bool = True
     settled_share: float = Field(0.3, ge=0, le=1)
-    repair: float = Field(0.5, ge=0, le=1)
     gate_penalty: float = Field(0.0, ge=0)
 
 

@@ -19,7 +19,6 @@ What trains is whatever requires a gradient: in a sleep, the expert in training 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import random
 import time
@@ -48,12 +47,8 @@ from sleep_pipeline.seeding.rewards import RewardFunction
 from sleep_pipeline.seeding.settings import SeedingSettings
 
 View = Callable[[], AbstractContextManager[None]]
-_LEAST_TONIGHT = 0.2
-"""Share of the rows of a settled step: with fewer, nights after the fourteenth were learned worse."""
-_READ_AT_ONCE = 256
-"""Stored lessons that the student reads together to see how far it has drifted from them."""
-_REHEARSAL = "rehearsal.json"
-"""Beside a checkpoint of the settled steps: which stored lessons they rehearse."""
+_LEAST_TONIGHT = 0.1
+"""Share of the rows of a settled step, however many nights there were."""
 _TIDY_EVERY = 20
 """Steps after which freed memory goes back to the system: more often costs time, more rarely memory."""
 
@@ -112,7 +107,6 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         self.views = list(views) or [lambda: own(model)]
         self.rollouts: list[dict[str, Any]] = []
         self.history: list[dict[str, float]] = []
-        self._rehearsal: list[int] | None = None
         # Without continuations to learn from, the trainer's prompts are drawn and left alone.
         self.penalty = penalty
         self.rewarded = reward is not None
@@ -279,8 +273,8 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         settings = self.seeding
         said = settings.prompts * settings.imitation.group if self.says else 0
         rows, stored = settings.rows, settings.replay.stored_rows
-        settled = self._settled
-        if settled:
+        settled = settings.replay.settled_share * settings.optimizer.steps
+        if settled and self.pools["stored"] and self.state.global_step >= settings.optimizer.steps - settled:
             rows, stored = _evenly(rows + stored, self.earlier)
         counts = {"tonight": max(0, rows - said), "stored": stored, "open_book": settings.replay.open_book_rows}
         chosen: dict[str, list[Lesson]] = {}
@@ -288,56 +282,8 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             first = (self._place * self.args.world_size + self._rank) * count
             lessons = self.pools[pool]
             places = range(first, first + count) if lessons else ()
-            if pool == "stored" and settled and settings.replay.repair:
-                chosen[pool] = [lessons[self._most_drifted[place % len(self._most_drifted)]] for place in places]
-            else:
-                chosen[pool] = [lessons[_shuffled(len(lessons), f"{self.seed}/{pool}", place)] for place in places]
+            chosen[pool] = [lessons[_shuffled(len(lessons), f"{self.seed}/{pool}", place)] for place in places]
         return chosen
-
-    @property
-    def _settled(self) -> bool:
-        """Whether this step shares its rows evenly among the nights."""
-        settings = self.seeding
-        settled = settings.replay.settled_share * settings.optimizer.steps
-        begins = settings.optimizer.steps - settled
-        return bool(settled and self.pools["stored"] and self.state.global_step >= begins)
-
-    @property
-    def _most_drifted(self) -> list[int]:
-        """Which stored lessons are rehearsed in the settled steps, drawn when these begin.
-
-        A share `repair` of the draws goes to lessons as far as the student has drifted from their teachers, the rest
-        to all alike: most lessons have not suffered, and rehearsing those keeps nothing.
-        """
-        if self._rehearsal is None:
-            share, drift = self.seeding.replay.repair, self._drift(self.pools["stored"])
-            total = sum(drift) or 1.0
-            weights = [share * far / total + (1 - share) / len(drift) for far in drift]
-            steps = math.ceil(self.seeding.replay.settled_share * self.seeding.optimizer.steps)
-            rows = self.seeding.rows + self.seeding.replay.stored_rows
-            count = steps * rows * self.args.world_size * self.args.gradient_accumulation_steps
-            self._rehearsal = random.Random(f"{self.seed}/rehearsal").choices(range(len(drift)), weights, k=count)
-        return self._rehearsal
-
-    @torch.no_grad()
-    def _drift(self, lessons: Sequence[Lesson]) -> list[float]:
-        """Mean token divergence of the student from each lesson's teacher, nats."""
-        settings, device = self.seeding, self.accelerator.device
-        order = sorted(range(len(lessons)), key=lambda index: len(lessons[index].ids))
-        drift = [0.0] * len(lessons)
-        for start in range(0, len(order), _READ_AT_ONCE):
-            chunk = [lessons[index] for index in order[start : start + _READ_AT_ONCE]]
-            states = hidden_states(
-                self.model, *pad([one.ids for one in chunk], self.processing_class.pad_token_id, device)
-            )
-            at = positions([(one.start, len(one.ids)) for one in chunk], device)
-            distances, _ = compare_tokens(
-                states[at], self.head, join_teachers(chunk, device), settings.divergence, settings.beta
-            )
-            parts = distances.split([len(one.ids) - one.start for one in chunk])
-            for index, part in zip(order[start:], parts, strict=False):
-                drift[index] = part.mean().item()
-        return drift
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         began = time.perf_counter()
@@ -476,16 +422,10 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             self.model.forward = prepared
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        save_trained(self.accelerator.unwrap_model(self.model), folder, self.run)
-        if self._rehearsal is not None:
-            (folder / _REHEARSAL).write_text(json.dumps(self._rehearsal), encoding="utf-8")
+        save_trained(self.accelerator.unwrap_model(self.model), Path(output_dir or self.args.output_dir), self.run)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        folder = Path(resume_from_checkpoint)
-        load_trained(model if model is not None else self.model, folder, self.run)
-        if (folder / _REHEARSAL).is_file():
-            self._rehearsal = json.loads((folder / _REHEARSAL).read_text(encoding="utf-8"))
+        load_trained(model if model is not None else self.model, Path(resume_from_checkpoint), self.run)
 
 
 def _no_reward(completions: Sequence[Any], **_: Any) -> list[float]:
@@ -508,7 +448,7 @@ def _permutation(size: int, salt: str) -> list[int]:
 
 
 def _evenly(rows: int, earlier: int) -> tuple[int, int]:
-    """Rows of tonight and of all earlier nights together, as many a night; at least a fifth of tonight, and one."""
+    """Rows of tonight and of all earlier nights together, as many a night; at least a tenth of tonight, and one."""
     tonight = max(1, round(rows / (earlier + 1)), round(_LEAST_TONIGHT * rows))
     return tonight, rows - tonight
 
