@@ -184,6 +184,26 @@ def test_git_ignores_what_a_run_leaves_behind(project_root: Path, path: str) -> 
     assert git(project_root, "check-ignore", "--no-index", path).strip() == path
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "data/01_raw/memories/diary.md",
+        "data/01_raw/memories/day_3/diary.md",
+        "data/01_raw/memories/day_3/questions.csv",
+        "data/01_raw/memories/day_3/letters/notes.md",
+        "data/01_raw/probes/mine.jsonl",
+    ],
+)
+def test_git_ignores_what_people_put_beside_the_bundled_memories(project_root: Path, path: str) -> None:
+    assert git(project_root, "check-ignore", "--no-index", path).strip() == path
+
+
+def test_git_keeps_every_bundled_file(project_root: Path) -> None:
+    bundled = git(project_root, "ls-files", "data").splitlines()
+    command = ["git", "check-ignore", "--no-index", *bundled]
+    assert subprocess.run(command, cwd=project_root, capture_output=True, text=True, check=False).stdout == ""
+
+
 @pytest.mark.parametrize("path", ["data/06_models/night_001.dvc", "data/01_raw/.gitkeep", ".telemetry"])
 def test_git_keeps_the_pointers(project_root: Path, path: str) -> None:
     command = ["git", "check-ignore", "--no-index", "--quiet", path]

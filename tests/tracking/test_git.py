@@ -50,6 +50,36 @@ def test_a_changed_file_that_is_not_text_is_no_problem(repository: Path) -> None
     assert state.dirty
 
 
+@pytest.mark.parametrize("place", ["", "src/package"])
+def test_of_data_only_the_number_of_changed_files_is_told(repository: Path, place: str) -> None:
+    for name in ("data/01_raw/notes.md", "data/gone.txt", "src/package/module.py", "database.py"):
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository / name).write_text("so far\n", encoding="utf-8")
+    git(repository, "add", ".")
+    git(repository, "commit", "--message=second")
+    (repository / "data/01_raw/notes.md").write_text("my diary\n", encoding="utf-8")
+    (repository / "data/gone.txt").unlink()
+    (repository / "data/01_raw/divorce.md").touch()
+    state = git_state(repository / place)
+    assert state is not None
+    assert (state.dirty, state.diff, state.untracked, state.data_changed) == (True, "", (), 3)
+    (repository / "database.py").write_text("changed\n", encoding="utf-8")
+    (repository / "src/package/new.py").touch()
+    state = git_state(repository / place)
+    assert state is not None
+    assert "+changed" in state.diff and "diary" not in state.diff
+    assert [Path(name).name for name in state.untracked] == ["new.py"]
+
+
+def test_data_of_a_project_within_a_larger_repository_is_left_out(repository: Path) -> None:
+    inner = repository / "projects" / "sleep"
+    (inner / "data").mkdir(parents=True)
+    (inner / "data" / "notes.md").touch()
+    state = git_state(inner)
+    assert state is not None
+    assert (state.diff, state.untracked, state.data_changed) == ("", (), 1)
+
+
 def test_a_folder_outside_git_or_without_commits_has_no_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert git_state(tmp_path) is None

@@ -165,8 +165,12 @@ def test_uncommitted_changes_are_kept_with_the_run(project: Path) -> None:
         return subprocess.run(command, cwd=project, check=True, capture_output=True, text=True).stdout.strip()
 
     git("init")
-    git("add", "pyproject.toml", "conf")
+    (project / "data").mkdir(exist_ok=True)
+    (project / "data" / "diary.md").write_text("so far\n", encoding="utf-8")
+    git("add", "pyproject.toml", "conf", "data/diary.md")
     git("commit", "--message=first")
+    (project / "data" / "diary.md").write_text("my secret\n", encoding="utf-8")
+    (project / "data" / "divorce.md").touch()
     with (project / "pyproject.toml").open("a", encoding="utf-8") as file:
         file.write("# a change\n")
     execute(project)
@@ -174,8 +178,12 @@ def test_uncommitted_changes_are_kept_with_the_run(project: Path) -> None:
     assert run.data.tags["mlflow.source.git.commit"] == git("rev-parse", "HEAD")
     assert run.data.tags["mlflow.source.git.dirty"] == "true"
     folder = Path(client_of(project).download_artifacts(run.info.run_id, "git"))
-    assert "+# a change" in (folder / "uncommitted.diff").read_text(encoding="utf-8")
-    assert "runs.db" in (folder / "untracked.txt").read_text(encoding="utf-8")
+    diff, untracked = ((folder / name).read_text(encoding="utf-8") for name in ("uncommitted.diff", "untracked.txt"))
+    assert "+# a change" in diff
+    assert "runs.db" in untracked
+    # What people put into data is their own: a run says only that it is not what was committed.
+    assert "secret" not in diff and "divorce" not in untracked
+    assert run.data.tags["git.changed_data_files"] == "2"
 
 
 def test_nothing_is_recorded_when_switched_off(toy_project: Callable[..., Path]) -> None:

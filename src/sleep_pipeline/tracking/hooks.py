@@ -74,6 +74,7 @@ def _tags(
         tags["mlflow.source.git.commit"] = git.commit
         tags["mlflow.source.git.branch"] = git.branch
         tags["mlflow.source.git.dirty"] = str(git.dirty).lower()
+        tags["git.changed_data_files"] = str(git.data_changed)
     return tags
 
 
