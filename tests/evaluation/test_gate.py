@@ -22,6 +22,11 @@ GOOD: dict[str, Metric] = {
     "validation_passed": True,
 }
 
+SINCE_BASE: dict[str, Metric] = {
+    "open_book_loss_since_base": Estimate(0.04, 0.01, 0.07, 384),
+    "perplexity_increase_since_base": 0.1,
+}
+
 
 def failed(decision: Decision) -> list[str]:
     return [check.name for check in decision.checks if not check.passed]
@@ -51,6 +56,29 @@ def test_one_check_that_fails_rejects_the_night_and_says_why(name: str, metric: 
     assert not decision.promote
     assert failed(decision) == [name]
     assert re.search(reason, decision.reasons[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "reason"),
+    [
+        ("open_book_loss_since_base", 0.05, "score since the base model is 0.050, not below 0.05"),
+        ("perplexity_increase_since_base", 0.101, r"since the base model is \+10.10%, more than the 10.00% allowed"),
+        ("open_book_loss_since_base", None, "since the base model was not measured"),
+        ("perplexity_increase_since_base", float("nan"), "since the base model is not a finite number"),
+    ],
+)
+def test_small_losses_do_not_add_up_for_ever(name: str, metric: Metric, reason: str) -> None:
+    good = {**GOOD, **SINCE_BASE}
+    assert decide(good, GateSettings()).promote
+    assert {check.name for check in decide(good, GateSettings()).checks} == set(good)
+    decision = decide({**good, name: metric}, GateSettings())
+    assert failed(decision) == [name]
+    assert re.search(reason, decision.reasons[0])
+
+
+def test_losses_since_the_base_model_have_limits_of_their_own() -> None:
+    limits = GateSettings(max_open_book_loss_since_base=0.04, max_perplexity_increase_since_base=0.05)
+    assert failed(decide({**GOOD, **SINCE_BASE}, limits)) == list(SINCE_BASE)
 
 
 @pytest.mark.parametrize("name", list(GOOD))
@@ -96,7 +124,7 @@ numbers = st.floats(allow_nan=True, allow_infinity=True) | st.none() | st.boolea
 estimates = st.builds(Estimate, st.floats(), st.floats(), st.floats(), st.integers(0, 100))
 
 
-@given(st.dictionaries(st.sampled_from([*GOOD, "other"]), numbers | estimates))
+@given(st.dictionaries(st.sampled_from([*GOOD, *SINCE_BASE, "other"]), numbers | estimates))
 def test_any_decision_is_strict_json_and_comes_back_whole(metrics: dict[str, Any]) -> None:
     decision = decide(metrics, GateSettings())
     assert decision.promote == all(check.passed for check in decision.checks)
@@ -123,6 +151,14 @@ def test_the_evidence_of_a_night_is_read_from_its_answers() -> None:
             "validation_passed": True,
         }
     )
+
+
+def test_the_evidence_holds_the_losses_since_the_base_model_where_it_was_measured() -> None:
+    known = evidence(Retention(), None, None, True, 0, ([1, 1, 1, 0], [1, 0, 0, 0]), (10.0, 11.0))
+    loss, rise = (known[name] for name in SINCE_BASE)
+    assert isinstance(loss, Estimate) and loss.value == 0.5
+    assert rise == pytest.approx(0.1)
+    assert SINCE_BASE.keys().isdisjoint(evidence(Retention(), None, None, True))
 
 
 def test_the_first_night_can_pass_with_nothing_to_forget() -> None:

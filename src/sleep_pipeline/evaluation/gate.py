@@ -20,7 +20,9 @@ Metric = Estimate | float | bool | Mapping[str, Any] | None
 RECALL_GAIN = "recall_gain"
 FORGETTING = "forgetting"
 OPEN_BOOK_LOSS = "open_book_loss"
+OPEN_BOOK_LOSS_SINCE_BASE = "open_book_loss_since_base"
 PERPLEXITY_INCREASE = "perplexity_increase"
+PERPLEXITY_INCREASE_SINCE_BASE = "perplexity_increase_since_base"
 VALIDATION = "validation_passed"
 
 
@@ -32,6 +34,10 @@ class GateSettings(BaseModel):
         max_forgetting: forgetting of earlier nights must lie below it.
         max_open_book_loss: open-book score, before minus after, must lie below it.
         max_perplexity_increase: perplexity on held-out text may rise by this share and no more.
+        max_open_book_loss_since_base: open-book score of the model before any night, minus after this one, must lie
+            below it: what each night may lose would otherwise add up for ever.
+        max_perplexity_increase_since_base: perplexity may lie above that of the model before any night by this share
+            and no more.
         min_questions: a gain over fewer questions counts for nothing. Six that all turn right have a chance of
             1 in 64 under the null hypothesis; five would not reach the 2.5 % of a one-sided 95 % interval.
     """
@@ -42,6 +48,8 @@ class GateSettings(BaseModel):
     max_forgetting: float = Field(0.05, ge=0, le=1)
     max_open_book_loss: float = Field(0.02, ge=0, le=1)
     max_perplexity_increase: float = Field(0.02, ge=0)
+    max_open_book_loss_since_base: float = Field(0.05, ge=0, le=1)
+    max_perplexity_increase_since_base: float = Field(0.10, ge=0)
     min_questions: int = Field(6, ge=1)
 
 
@@ -102,6 +110,8 @@ def evidence(
     perplexity: tuple[float, float] | None,
     validation_passed: bool | None,
     seed: int = 0,
+    open_book_since_base: tuple[list[int], list[int]] | None = None,
+    perplexity_since_base: tuple[float, float] | None = None,
 ) -> dict[str, Metric]:
     """Return the metrics that `decide` wants.
 
@@ -111,35 +121,52 @@ def evidence(
         perplexity: on held-out text, before tonight and after it.
         validation_passed: whether the data of the night kept their contract.
         seed: of the intervals.
+        open_book_since_base: as `open_book`, of the model before any night and after tonight; None where that was not
+            kept, and then `decide` leaves it out.
+        perplexity_since_base: as `perplexity`, likewise.
     """
-    increase = None
-    if perplexity is not None and perplexity[0] > 0:
-        increase = perplexity[1] / perplexity[0] - 1
-    return {
+    found: dict[str, Metric] = {
         RECALL_GAIN: retention.gain(),
         FORGETTING: retention.forgetting(seed) if len(retention) else None,
         OPEN_BOOK_LOSS: None if open_book is None else paired_difference(open_book[0], open_book[1], seed),
-        PERPLEXITY_INCREASE: increase,
+        PERPLEXITY_INCREASE: None if perplexity is None else _increase(*perplexity),
         VALIDATION: validation_passed,
     }
+    if open_book_since_base is not None:
+        found[OPEN_BOOK_LOSS_SINCE_BASE] = paired_difference(open_book_since_base[0], open_book_since_base[1], seed)
+    if perplexity_since_base is not None:
+        found[PERPLEXITY_INCREASE_SINCE_BASE] = _increase(*perplexity_since_base)
+    return found
+
+
+def _increase(before: float, after: float) -> float | None:
+    return after / before - 1 if before > 0 else None
 
 
 def decide(metrics: Mapping[str, Metric], thresholds: GateSettings) -> Decision:
     """Say whether the night is promoted, and why.
 
     Args:
-        metrics: the five names that `evidence` returns; an `Estimate`, its fields as a mapping (as read from JSON), a
-            plain number, or for `validation_passed` a bool. Other names are ignored.
+        metrics: the names that `evidence` returns; an `Estimate`, its fields as a mapping (as read from JSON), a
+            plain number, or for `validation_passed` a bool. Other names are ignored. The two comparisons with the model
+            before any night are left out where their names are absent, since nights of earlier releases lack them.
         thresholds: the limits.
     """
-    checks = (
+    loss, rise = "loss of open-book score", "rise of held-out perplexity"
+    checks = [
         _gain(metrics, thresholds),
         _below(metrics, FORGETTING, thresholds.max_forgetting, "forgetting of earlier nights"),
-        _below(metrics, OPEN_BOOK_LOSS, thresholds.max_open_book_loss, "loss of open-book score"),
-        _at_most(metrics, PERPLEXITY_INCREASE, thresholds.max_perplexity_increase, "rise of held-out perplexity"),
-        _validated(metrics),
-    )
-    return Decision(all(check.passed for check in checks), checks)
+        _below(metrics, OPEN_BOOK_LOSS, thresholds.max_open_book_loss, loss),
+    ]
+    if OPEN_BOOK_LOSS_SINCE_BASE in metrics:
+        most = thresholds.max_open_book_loss_since_base
+        checks.append(_below(metrics, OPEN_BOOK_LOSS_SINCE_BASE, most, f"{loss} since the base model"))
+    checks.append(_at_most(metrics, PERPLEXITY_INCREASE, thresholds.max_perplexity_increase, rise))
+    if PERPLEXITY_INCREASE_SINCE_BASE in metrics:
+        most = thresholds.max_perplexity_increase_since_base
+        checks.append(_at_most(metrics, PERPLEXITY_INCREASE_SINCE_BASE, most, f"{rise} since the base model"))
+    checks.append(_validated(metrics))
+    return Decision(all(check.passed for check in checks), tuple(checks))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ _CHECKS = {
     "recall_gain": "Recall gained",
     "forgetting": "Earlier nights forgotten",
     "open_book_loss": "Open-book skill lost",
+    "open_book_loss_since_base": "Open-book skill lost since the base model",
     "perplexity_increase": "Held-out perplexity",
+    "perplexity_increase_since_base": "Held-out perplexity since the base model",
     "validation_passed": "Data validation",
 }
 _MEASURES = {
