@@ -10,6 +10,8 @@ from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Pipeline, node
 
 from sleep_pipeline.evaluation.probes import ProbeError
+from sleep_pipeline.evaluation.settings import EvaluationSettings
+from sleep_pipeline.evaluation.texts import TextsError
 from sleep_pipeline.night_hook import NightHook, NightRoomError
 from sleep_pipeline.night_lock import LOCK
 from sleep_pipeline.registry import BASE, MANIFEST, Night, NightRegistry, RegistryError, manifest_digest
@@ -91,4 +93,17 @@ def test_a_probe_that_cannot_be_read_is_named_before_anything_is_done(tmp_path: 
     (folder / "mine.jsonl").write_text('{"question": "Who?", "answer": "Mira"}\n', encoding="utf-8")
     with pytest.raises(ProbeError, match=r"probes/mine\.jsonl:1: .*\"source\" is missing"):
         begin(tmp_path / "models", reading("probes_folder"), probes_folder=folder)
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+@pytest.mark.parametrize(("texts", "reason"), [("none/*.txt", "matches no file"), ("old.txt", "is not UTF-8")])
+def test_texts_that_the_evaluation_could_not_read_are_named_before_anything_is_done(
+    tmp_path: Path, texts: str, reason: str
+) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/old.txt").write_bytes(b"caf\xe9")
+    evaluation = EvaluationSettings(texts=(texts,))
+    evaluates = reading("params:evaluation", "raw_folder")
+    with pytest.raises(TextsError, match=reason):
+        begin(tmp_path / "models", evaluates, params_evaluation=evaluation, raw_folder=tmp_path / "raw")
     assert list((tmp_path / "models").iterdir()) == []

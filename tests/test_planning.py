@@ -191,6 +191,17 @@ def test_a_night_older_than_the_last_one_is_a_problem(project: Path) -> None:
     assert "night 2 would be refused in the end, since night 4 is registered: run it as night 5" in told
 
 
+def test_probes_and_texts_that_cannot_be_read_are_problems(project: Path) -> None:
+    probes = project / "data/01_raw/probes"
+    probes.mkdir()
+    (probes / "mine.jsonl").write_text("{}\n", encoding="utf-8")
+    local = project / "conf/local/parameters.yml"
+    local.write_text("evaluation: {texts: [none.txt]}\n", encoding="utf-8")
+    first, second = planned()["problems"]
+    assert first.startswith("probes/mine.jsonl:1: ")
+    assert "'none.txt' matches no file" in second
+
+
 def test_a_champion_without_its_checkpoint_is_an_error(project: Path) -> None:
     night(project, 1, 1.0)
     shutil.rmtree(project / "data/06_models/night_001")

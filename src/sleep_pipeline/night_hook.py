@@ -19,6 +19,7 @@ _NIGHT = "params:night"
 _DREAMING = "params:dreaming"
 _EVALUATION = "params:evaluation"
 _PROBES = "probes_folder"
+_RAW = "raw_folder"
 LEAST_FREE_MIB = 256.0
 """Several times what a night of the embedded model leaves behind; `sleep-pipeline plan` says what any needs."""
 
@@ -59,8 +60,12 @@ def _check_inputs(inputs: set[str], catalog: CatalogProtocol[Any, Any]) -> None:
     if _EVALUATION in inputs:
         from sleep_pipeline.evaluation.harness import fetch_harness
         from sleep_pipeline.evaluation.settings import EvaluationSettings
+        from sleep_pipeline.evaluation.texts import ordinary_texts
 
-        fetch_harness(EvaluationSettings.model_validate(catalog.load(_EVALUATION)).harness)
+        evaluation = EvaluationSettings.model_validate(catalog.load(_EVALUATION))
+        if _RAW in inputs:
+            ordinary_texts(evaluation.texts, Path(catalog.load(_RAW)))
+        fetch_harness(evaluation.harness)
     if _DREAMING in inputs:
         from sleep_pipeline.dreaming.extras import check_night
         from sleep_pipeline.dreaming.settings import DreamingSettings

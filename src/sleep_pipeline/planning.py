@@ -163,7 +163,12 @@ def make_plan(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> Plan:
             problems.append(str(error))
     if "evaluate_night_node" in to_do:
         from sleep_pipeline.evaluation.harness import check_harness
+        from sleep_pipeline.evaluation.texts import TextsError, ordinary_texts
 
+        try:
+            ordinary_texts(settings.evaluation.texts, path_of(catalog, "raw_folder"))
+        except TextsError as error:
+            problems.append(str(error))
         try:
             check_harness(settings.evaluation.harness)
         except (ModuleNotFoundError, NotADirectoryError, ValueError) as error:

@@ -87,14 +87,25 @@ def wake_night(registry: NightRegistry, number: int, machine: MachineSettings) -
     # Before lives could leave layers out, all of them had a memory.
     memory = MemorySettings.model_validate({"starts_at": 0.0, **manifest["memory"]})
     opened = open_model(manifest["base_model"]["name"], machine, memory, ReplaySettings(), checkpoint)
-    before = _before(opened.model, number, parent, registry)
+    before = view_before(opened.model, number, parent, registry)
     label = f"night {parent}" if parent != BASE else "base model"
     return Awake(opened, (Side(f"parent ({label})", before), Side(f"night {number}", nullcontext)))
 
 
-def _before(
+def view_before(
     model: PreTrainedModel, number: int, parent: int, registry: NightRegistry
 ) -> Callable[[], AbstractContextManager[None]]:
+    """A view of a night's network in which it is the model that the night grew from.
+
+    Args:
+        model: of the night.
+        number: the night's; it need not be registered.
+        parent: the night that it grew from.
+        registry: where the parent is found if the night merged experts.
+
+    Raises:
+        RegistryError: the parent's checkpoint is needed, and it is missing or another one.
+    """
     from sleep_pipeline.memory import adapters_view, base_view, experts_view, state_of
 
     if parent == BASE:

@@ -1,12 +1,17 @@
 """Pure parts of the evaluation's nodes; whole nights are lived in test_night.py."""
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from sleep_pipeline.evaluation.probes import reading_probes
 from sleep_pipeline.evaluation.retention import Retention
 from sleep_pipeline.evaluation.settings import EvaluationSettings
-from sleep_pipeline.pipelines.evaluate.nodes import decide_night
+from sleep_pipeline.evaluation.texts import texts_digest
+from sleep_pipeline.pipelines.evaluate.nodes import _skills, decide_night
 
 
 @pytest.mark.parametrize(("wrong", "loss"), [(range(16, 32), 0.0), (range(4), 0.25)])
@@ -21,3 +26,93 @@ def test_a_night_that_was_asked_more_than_the_last_is_compared_where_both_were_a
     decision = decide_night(metrics, matrix.to_json(), {"validation_share": 1.0}, EvaluationSettings())
     found = {check["name"]: check for check in decision["checks"]}["open_book_loss"]
     assert found["value"] == pytest.approx(loss) and found["passed"] is (loss == 0)
+
+
+def decided(**metrics: Any) -> dict[str, Any]:
+    """The checks of a night that lost nothing against its parent."""
+    matrix = Retention().append(1, [[1] * 8], before=[0] * 8, open_book=[1] * 8)
+    now = {"reading_answers": [1] * 15 + [0], "perplexity": 30.0}
+    before = {"reading_answers_before": [1] * 15 + [0], "perplexity_before": 30.0}
+    found = decide_night(
+        {**now, **before, **metrics}, matrix.to_json(), {"validation_share": 1.0}, EvaluationSettings()
+    )
+    return {check["name"]: check for check in found["checks"]}
+
+
+def test_what_many_nights_lost_together_is_held_against_the_base_model() -> None:
+    checks = decided(base={"reading": [1] * 20, "perplexity": 27.0})
+    assert checks["open_book_loss_since_base"]["value"] == pytest.approx(1 / 16)
+    assert checks["perplexity_increase_since_base"]["value"] == pytest.approx(1 / 9)
+    assert [name for name, check in checks.items() if not check["passed"]] == [
+        "open_book_loss_since_base",
+        "perplexity_increase_since_base",
+    ]
+
+
+def test_metrics_that_do_not_tell_of_the_base_model_are_decided_without_it() -> None:
+    checks = decided()
+    assert all(check["passed"] for check in checks.values())
+    assert not [name for name in checks if name.endswith("since_base")]
+
+
+TEXTS = ["It rained."]
+FITS = {"night": 33.0, "parent": 32.0, "base": 30.0}
+EARLIER = {
+    "night": 1,
+    "reading_answers": [1, 0, 1, 1],
+    "perplexity": 10.0,
+    "base": {"reading": [1, 1, 1, 1], "perplexity": 9.0},
+}
+
+
+@pytest.fixture
+def skills(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """`_skills` of a model that answers everything right and whose perplexity is that of the view it is in."""
+    state = ["night"]
+
+    def view(name: str) -> AbstractContextManager[None]:
+        @contextmanager
+        def viewed() -> Iterator[None]:
+            state.append(name)
+            yield
+            state.pop()
+
+        return viewed()
+
+    def right(model: Any, tokenizer: Any, probes: Any, *_: Any) -> list[str]:
+        return [probe.answer for probe in probes]
+
+    monkeypatch.setattr("sleep_pipeline.memory.base_view", lambda model: view("base"))
+    monkeypatch.setattr("sleep_pipeline.evaluation.probes.ask", right)
+    monkeypatch.setattr(
+        "sleep_pipeline.evaluation.language.language_fit", lambda *_: SimpleNamespace(perplexity=FITS[state[-1]])
+    )
+    opened: Any = SimpleNamespace(model="model", tokenizer="tokenizer")
+    settings = EvaluationSettings(reading_questions=4)
+    return lambda earlier: _skills(opened, earlier, settings, TEXTS, lambda: view("parent"))
+
+
+def test_the_parents_numbers_hold_where_it_was_measured_on_the_same_texts(skills: Any) -> None:
+    found = skills({**EARLIER, "texts_digest": texts_digest(TEXTS)})
+    assert (found["perplexity"], found["perplexity_before"]) == (33.0, 10.0)
+    assert found["base"] == EARLIER["base"]
+    assert found["reading_answers_before"] == [1, 0, 1, 1]
+    assert found["texts_digest"] == texts_digest(TEXTS)
+
+
+@pytest.mark.parametrize("told", [{"texts_digest": texts_digest(["The harbour lay still."])}, {}])
+def test_on_other_texts_the_parent_and_the_base_model_are_measured_again(skills: Any, told: dict[str, str]) -> None:
+    found = skills({**EARLIER, **told})
+    assert (found["perplexity"], found["perplexity_before"]) == (33.0, 32.0)
+    assert found["base"] == {"reading": [1, 1, 1, 1], "perplexity": 30.0}
+
+
+def test_before_the_first_night_there_is_the_base_model(skills: Any) -> None:
+    found = skills(None)
+    assert found["perplexity_before"] == found["base"]["perplexity"] == 30.0
+    assert found["reading_answers_before"] == found["base"]["reading"] == [1] * len(reading_probes(4))
+
+
+def test_a_parent_that_does_not_tell_of_the_base_model_is_no_obstacle(skills: Any) -> None:
+    earlier = {name: value for name, value in EARLIER.items() if name != "base"}
+    assert skills(earlier)["base"] == {"reading": [1, 1, 1, 1], "perplexity": 30.0}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from sleep_pipeline.night_model import MachineSettings, MemorySettings, NightMod
 from sleep_pipeline.night_number import folder_of
 from sleep_pipeline.seeding.settings import SeedingSettings
 from sleep_pipeline.tracking import night_sink
+
+logger = logging.getLogger(__name__)
 
 # Kedro evaluates the annotations of nodes when a command starts, so these stand for types whose import is slow.
 Table = Any  # pandas.DataFrame
@@ -38,6 +42,7 @@ def evaluate_night(
     seeding: SeedingSettings,
     evaluation: EvaluationSettings,
     night: int,
+    models_folder: Path,
     raw_folder: Path,
     primary_folder: Path,
     reporting_folder: Path,
@@ -46,11 +51,18 @@ def evaluate_night(
 
     Returns:
         Metrics of the night; the matrix R with the answers behind it; every answer of tonight.
+
+    Raises:
+        TextsError: the texts that the model must go on predicting cannot be had.
     """
     import pandas as pd
 
     from sleep_pipeline.evaluation.retention import Retention
+    from sleep_pipeline.evaluation.texts import ordinary_texts
+    from sleep_pipeline.registry import NightRegistry
+    from sleep_pipeline.waking import view_before
 
+    texts = ordinary_texts(evaluation.texts, raw_folder)
     began = time.perf_counter()
     manifest = _manifest(night_model)
     parent = int(manifest["parent"])
@@ -70,7 +82,13 @@ def evaluate_night(
     if len(probes):
         after = before.append(night, rows, before=list(probes["before"]), open_book=list(probes["open_book"]))
     earlier = _of_night(reporting_folder, parent, METRICS)
-    metrics = _metrics(opened, after, tonight, probes, earlier, evaluation, _texts(evaluation, raw_folder))
+    metrics = _scores(after, tonight, probes) | _skills(
+        opened,
+        earlier,
+        evaluation,
+        texts,
+        lambda: view_before(opened.model, night, parent, NightRegistry(models_folder))(),
+    )
     metrics |= {"night": night, "parent": parent, "lessons": manifest["lessons"], "slot": manifest["slot"]}
     harness = _harness(opened, earlier, evaluation.harness)
     if harness:
@@ -110,20 +128,6 @@ def _of_night(reporting_folder: Path, night: int, name: str) -> dict[str, Any] |
     return found
 
 
-def _texts(evaluation: EvaluationSettings, raw_folder: Path) -> list[str]:
-    from importlib import resources
-
-    if not evaluation.texts:
-        return [resources.files("sleep_pipeline").joinpath("evaluation/plain_english.txt").read_text(encoding="utf-8")]
-    paths = sorted(path for pattern in evaluation.texts for path in raw_folder.glob(pattern))
-    if not paths:
-        raise FileNotFoundError(
-            f"evaluation.texts={list(evaluation.texts)} matches no file below {raw_folder}; correct the patterns, or "
-            "give none to take the text that comes with the package"
-        )
-    return [path.read_text(encoding="utf-8") for path in paths]
-
-
 def _answers(opened: NightModel, table: Table, night: int, evaluation: EvaluationSettings) -> Table:
     """A night's probes with what the model says to them now, without their memories."""
     from sleep_pipeline.evaluation.probes import Probe, ask, grade
@@ -140,38 +144,13 @@ def _answers(opened: NightModel, table: Table, night: int, evaluation: Evaluatio
     return table.drop(columns=["context"]).assign(night=night, reply=replies, right=grade(replies, probes))
 
 
-def _metrics(
-    opened: NightModel,
-    retention: Any,
-    tonight: Table,
-    probes: Table,
-    earlier: dict[str, Any] | None,
-    evaluation: EvaluationSettings,
-    texts: Sequence[str],
-) -> dict[str, Any]:
+def _scores(retention: Any, tonight: Table, probes: Table) -> dict[str, Any]:
+    """What is known of the memories, tonight's and those of earlier nights."""
     from dataclasses import asdict
 
-    from sleep_pipeline.evaluation.language import language_fit
-    from sleep_pipeline.evaluation.probes import ask, grade, reading_probes
     from sleep_pipeline.evaluation.statistics import mean_interval
-    from sleep_pipeline.memory import base_view
 
-    reading = reading_probes(evaluation.reading_questions)
-
-    def look() -> tuple[list[int], float]:
-        replies = ask(opened.model, opened.tokenizer, reading, True, evaluation.max_new_tokens, evaluation.batch_size)
-        return grade(replies, reading), language_fit(opened.model, opened.tokenizer, texts).perplexity
-
-    read, perplexity = look()
-    if earlier is None:
-        with base_view(opened.model):
-            read_before, perplexity_before = look()
-        base = {"reading": read_before, "perplexity": perplexity_before}
-    else:
-        # The questions are always the same ones in the same order; the last night may have been asked fewer or more.
-        read_before = earlier["reading_answers"][: len(read)]
-        perplexity_before, base = earlier["perplexity"], earlier["base"]
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, Any] = {"probes": len(probes)}
     if len(probes):
         metrics |= {
             "recall": asdict(mean_interval(list(tonight["right"]))),
@@ -179,15 +158,76 @@ def _metrics(
             "open_book": asdict(mean_interval(list(probes["open_book"]))),
         }
     summary = retention.summary() if len(retention) else {}
-    metrics |= {name: None if estimate is None else asdict(estimate) for name, estimate in summary.items()}
-    return metrics | {
+    return metrics | {name: None if estimate is None else asdict(estimate) for name, estimate in summary.items()}
+
+
+def _skills(
+    opened: NightModel,
+    earlier: dict[str, Any] | None,
+    evaluation: EvaluationSettings,
+    texts: Sequence[str],
+    parent_view: Callable[[], AbstractContextManager[None]],
+) -> dict[str, Any]:
+    """What no night should cost, reading and plain English: now, before the night, and before all nights.
+
+    Args:
+        opened: the night's model.
+        earlier: metrics of its parent; None if that is the base model.
+        evaluation: settings.
+        texts: of plain English.
+        parent_view: in which the model is its parent, which is asked for only where the parent was not measured on
+            these texts.
+    """
+    from dataclasses import asdict
+
+    from sleep_pipeline.evaluation.language import language_fit
+    from sleep_pipeline.evaluation.probes import ask, grade, reading_probes
+    from sleep_pipeline.evaluation.statistics import mean_interval
+    from sleep_pipeline.evaluation.texts import texts_digest
+    from sleep_pipeline.memory import base_view
+
+    questions = reading_probes(evaluation.reading_questions)
+
+    def reading() -> list[int]:
+        replies = ask(opened.model, opened.tokenizer, questions, True, evaluation.max_new_tokens, evaluation.batch_size)
+        return grade(replies, questions)
+
+    def perplexity() -> float:
+        return language_fit(opened.model, opened.tokenizer, texts).perplexity
+
+    read, fit, digest = reading(), perplexity(), texts_digest(texts)
+    known = earlier or {}
+    base = dict(known.get("base", {}))
+    # Nights of earlier releases do not say which texts they were measured on.
+    same_texts = known.get("texts_digest") == digest
+    with base_view(opened.model):
+        if "reading" not in base:
+            base["reading"] = reading()
+        if "perplexity" not in base or not same_texts:
+            base["perplexity"] = perplexity()
+    if earlier is None:
+        read_before, fit_before = base["reading"], base["perplexity"]
+    else:
+        # The questions are always the same ones in the same order; the last night may have been asked fewer or more.
+        read_before = earlier["reading_answers"][: len(read)]
+        if same_texts:
+            fit_before = earlier["perplexity"]
+        else:
+            logger.warning(
+                "night %d was not measured on the texts of tonight (evaluation.texts), or does not say so: its "
+                "perplexity is measured again on these",
+                earlier["night"],
+            )
+            with parent_view():
+                fit_before = perplexity()
+    return {
         "reading": asdict(mean_interval(read)),
         "reading_answers": read,
         "reading_answers_before": read_before,
-        "perplexity": perplexity,
-        "perplexity_before": perplexity_before,
+        "perplexity": fit,
+        "perplexity_before": fit_before,
         "base": base,
-        "probes": len(probes),
+        "texts_digest": digest,
     }
 
 
@@ -216,14 +256,23 @@ def decide_night(
     from sleep_pipeline.evaluation.gate import decide, evidence
     from sleep_pipeline.evaluation.retention import Retention
 
-    matrix, before = Retention.from_json(retention), metrics["reading_answers_before"]
+    read, fit = metrics["reading_answers"], metrics["perplexity"]
+    base = metrics.get("base", {})
     found = evidence(
-        matrix,
-        open_book=(before, metrics["reading_answers"][: len(before)]),
-        perplexity=(metrics["perplexity_before"], metrics["perplexity"]),
+        Retention.from_json(retention),
+        open_book=_together(metrics["reading_answers_before"], read),
+        perplexity=(metrics["perplexity_before"], fit),
         validation_passed=seed_summary["validation_share"] >= 1 - evaluation.max_invalid_share,
+        open_book_since_base=_together(base["reading"], read) if "reading" in base else None,
+        perplexity_since_base=(base["perplexity"], fit) if "perplexity" in base else None,
     )
     return decide(found, evaluation.gate).to_json()
+
+
+def _together(before: list[int], after: list[int]) -> tuple[list[int], list[int]]:
+    """Answers to the questions that were asked both times; one list is the beginning of the other's questions."""
+    count = min(len(before), len(after))
+    return before[:count], after[:count]
 
 
 def register_night(

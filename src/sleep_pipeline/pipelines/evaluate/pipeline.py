@@ -27,6 +27,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "params:seeding",
                     "params:evaluation",
                     "params:night",
+                    "models_folder",
                     "raw_folder",
                     "primary_folder",
                     "reporting_folder",
