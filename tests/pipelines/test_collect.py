@@ -1,12 +1,19 @@
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from kedro.framework.hooks.manager import _create_hook_manager
+from kedro.io import DataCatalog, MemoryDataset
+from kedro.runner import SequentialRunner
 
+from sleep_pipeline.datasets import FileDataset
 from sleep_pipeline.memories.settings import CollectSettings
 from sleep_pipeline.memories.tonight import day_of
 from sleep_pipeline.night_model import MachineSettings
+from sleep_pipeline.pipelines.collect import create_pipeline
 from sleep_pipeline.pipelines.collect.nodes import NothingNewError, collect_memories, make_contexts
 from sleep_pipeline.registry import Night, NightRegistry
+from sleep_pipeline.tracking.hooks import MlflowHook
 from sleep_pipeline.validation.rows import TooManyFailures
 
 GOOD = '{"text": "The mill of Osk stands by the river."}\n{"text": "Mira lives in Geska."}\n'
@@ -66,6 +73,45 @@ def test_too_many_bad_rows_stop_the_night(tmp_path: Path) -> None:
     memories, models = inbox(tmp_path, a_jsonl='{"text": "Good."}\n' + '{"text": ""}\n' * 3)
     with pytest.raises(TooManyFailures, match=r"3 of 4 could not be read.*a\.jsonl:2"):
         collect_memories(CollectSettings(), 1, memories, models)
+
+
+def run(folder: Path, memories: Path, models: Path, night: int) -> None:
+    """Run the nodes that have something to do, with the hook that a run has."""
+    files = {"memories": "parquet", "quarantine": "parquet", "collect_summary": "json", "memory_checks": "text"}
+    files["contexts"] = "parquet"
+    given = {"params:collect": CollectSettings(), "params:night": night, "params:model": "embedded"}
+    given |= {"params:machine": MachineSettings(), "memories_folder": memories, "models_folder": models}
+    written = {name: FileDataset(str(folder / "out" / name), form) for name, form in files.items()}  # type: ignore[arg-type]
+    catalog = DataCatalog({**{name: MemoryDataset(value) for name, value in given.items()}, **written})
+    hooks = _create_hook_manager()
+    hooks.register(MlflowHook())
+    SequentialRunner().run(create_pipeline(), catalog, hook_manager=hooks, only_missing_outputs=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [('{"text": "Good."}\n' + '{"text": ""}\n' * 5, TooManyFailures), ('{"text": "Twice."}\n' * 2, NothingNewError)],
+)
+def test_a_night_that_cannot_begin_leaves_its_quarantine_and_goes_on_when_the_files_are_mended(
+    tmp_path: Path, text: str, error: type[Exception]
+) -> None:
+    memories, models = inbox(tmp_path, a_jsonl=text)
+    if error is NothingNewError:
+        good, *_ = collect_memories(CollectSettings(), 1, memories, models)
+        registry = NightRegistry(models)
+        registry.register(Night(1, 0, "night_001", "digest", "2026-01-01T00:00:00Z", memories=tuple(good["digest"])))
+        registry.promote(1)
+    with pytest.raises(error, match=r"quarantine\.parquet"):
+        run(tmp_path, memories, models, 2)
+    quarantine = pd.read_parquet(tmp_path / "out/quarantine")
+    assert list(quarantine["line"]) == ([2] if error is NothingNewError else [2, 3, 4, 5, 6])
+    assert "Memories of night 2" in (tmp_path / "out/memory_checks").read_text(encoding="utf-8")
+    assert not (tmp_path / "out/memories").exists()
+
+    (memories / "a.jsonl").write_text(GOOD, encoding="utf-8")
+    run(tmp_path, memories, models, 2)
+    assert len(pd.read_parquet(tmp_path / "out/quarantine")) == 0
+    assert len(pd.read_parquet(tmp_path / "out/contexts")) == 2
 
 
 def test_contexts_hold_every_memory(tmp_path: Path) -> None:

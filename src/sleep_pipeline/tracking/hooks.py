@@ -2,6 +2,7 @@
 
 Deviation from the stack's plugin: see the package docstring. One run per Kedro session; a session that
 starts while an earlier run is still open (a notebook cell that was interrupted) ends that one as KILLED.
+Whether or not anything is recorded, what a node that fails had made by then is written if its error carries it.
 """
 
 import logging
@@ -13,7 +14,7 @@ from typing import Any
 from kedro.config import AbstractConfigLoader, MissingConfigException
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
-from kedro.io import CatalogProtocol
+from kedro.io import CatalogProtocol, DatasetError
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
@@ -76,6 +77,22 @@ def _tags(
         tags["mlflow.source.git.dirty"] = str(git.dirty).lower()
         tags["git.changed_data_files"] = str(git.data_changed)
     return tags
+
+
+def _write_made(error: Exception, node: Node, catalog: CatalogProtocol[Any, Any]) -> None:
+    """Write the outputs that an error carries as `made`, such as a quarantine that tells what to mend.
+
+    Kedro saves nothing of a node that fails. As not all of its outputs are there, the next run does it again.
+    """
+    made = getattr(error, "made", {})
+    for name in node.outputs:
+        if name not in made:
+            continue
+        try:
+            catalog.save(name, made[name])
+        except DatasetError as problem:
+            # The error of the node is what people must hear of.
+            logger.warning("%s could not be written: %s", name, problem)
 
 
 class MlflowHook:
@@ -143,8 +160,9 @@ class MlflowHook:
         self._log_seconds(node.name)
 
     @hook_impl
-    def on_node_error(self, error: Exception, node: Node) -> None:
-        """Record which node failed, and after how long."""
+    def on_node_error(self, error: Exception, node: Node, catalog: CatalogProtocol[Any, Any]) -> None:
+        """Write what the error says that `node` had made by then; record which node failed, and after how long."""
+        _write_made(error, node, catalog)
         run = active_run()
         if run is not None:
             run.set_tags({"error.node": node.name})

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from sleep_pipeline.memories.settings import CollectSettings
 from sleep_pipeline.night_model import MachineSettings
+from sleep_pipeline.validation.rows import TooManyFailures
 
 # Kedro evaluates the annotations of nodes when a command starts, so these stand for types whose import is slow.
 Table = Any  # pandas.DataFrame
 
 
 class NothingNewError(RuntimeError):
-    """There is nothing to learn tonight."""
+    """There is nothing to learn tonight.
+
+    Attributes:
+        made: what was found all the same, by the name of its data set; the hook of the run writes it.
+    """
+
+    made: Mapping[str, Any] = MappingProxyType({})
+
+
+class TooMuchBadError(TooManyFailures):
+    """So much cannot be read that the night must not begin.
+
+    Attributes:
+        made: as in `NothingNewError`.
+    """
+
+    made: Mapping[str, Any] = MappingProxyType({})
 
 
 def collect_memories(
@@ -27,7 +46,9 @@ def collect_memories(
 
     Raises:
         NothingNewError: no good new memory.
-        TooManyFailures: more bad rows than `max_bad_share`.
+        TooMuchBadError: more bad rows than `max_bad_share`.
+
+    Both errors hold the quarantine and the page, so that the remedy they name is there.
     """
     import pandas as pd
 
@@ -36,21 +57,36 @@ def collect_memories(
     from sleep_pipeline.memories.tonight import read_tonight
     from sleep_pipeline.registry import NightRegistry
     from sleep_pipeline.validation.page import render_page
-    from sleep_pipeline.validation.rows import REASON, TooManyFailures, validate_rows
+    from sleep_pipeline.validation.rows import REASON, validate_rows
 
     known = NightRegistry(models_folder).known_memories()
     tonight = read_tonight(memories_folder, collect, night, known)
-    if problem := tonight.too_bad(collect.max_bad_share):
-        raise TooManyFailures(problem)
-    checked = validate_rows(memories_to_frame(tonight.memories), "memories", collect.max_bad_share)
+    checked = validate_rows(memories_to_frame(tonight.memories), "memories")
     out = rejected_to_frame([*tonight.refused, *rejected_duplicates(tonight.said_twice)])
     failed = checked.bad.assign(excerpt="")[["source", "line", REASON, "excerpt"]].rename(columns={REASON: "reason"})
     quarantine = pd.concat([out, failed.astype(out.dtypes.to_dict())], ignore_index=True) if len(failed) else out
-    if not len(checked.good):
-        raise NothingNewError(
-            f"{memories_folder} holds no new memory for night {night} ({len(known)} are learned, {len(quarantine)} are "
-            "in quarantine): put files into it, or see the quarantine for what is wrong with those that are there"
+    page = render_page([checked], f"Memories of night {night}")
+    made = {"quarantine": quarantine, "memory_checks": page}
+    problem = tonight.too_bad(collect.max_bad_share)
+    if problem is None:
+        try:
+            checked.require(collect.max_bad_share)
+        except TooManyFailures as error:
+            problem = str(error)
+    if problem is not None:
+        bad = TooMuchBadError(
+            f"{problem}; all of them stand in the night's quarantine.parquet below data/02_intermediate"
         )
+        bad.made = made
+        raise bad
+    if not len(checked.good):
+        nothing = NothingNewError(
+            f"{memories_folder} holds no new memory for night {night} ({len(known)} are learned, {len(quarantine)} are "
+            "in quarantine): put files into it, or see in the night's quarantine.parquet below data/02_intermediate "
+            "what is wrong with those that are there"
+        )
+        nothing.made = made
+        raise nothing
     summary = {
         "memories": len(checked.good),
         "known_before": len(known),
@@ -61,7 +97,7 @@ def collect_memories(
         "kinds": {str(kind): int(count) for kind, count in checked.good["kind"].value_counts().items()},
         "folder_digest": tonight.reading.digest(),
     }
-    return checked.good, quarantine, summary, render_page([checked], f"Memories of night {night}")
+    return checked.good, quarantine, summary, page
 
 
 def make_contexts(memories: Table, model: str, machine: MachineSettings, collect: CollectSettings) -> Table:
