@@ -16,7 +16,7 @@ from sleep_pipeline.cli import cli
 from sleep_pipeline.night_model import LevelSettings, MachineSettings, MemorySettings, NightModel, StorePart, open_model
 from sleep_pipeline.registry import BASE, MANIFEST, Night, NightRegistry, RegistryError, manifest_digest
 from sleep_pipeline.seeding.settings import ReplaySettings
-from sleep_pipeline.waking import Awake, wake_night
+from sleep_pipeline.waking import Awake, view_before, wake_night
 
 MEMORY = MemorySettings(levels=(LevelSettings(num_slots=4, rank=4),))
 QUESTION = "Where does Mira work?"
@@ -134,6 +134,28 @@ def test_a_night_without_an_expert_is_its_parent(base: str, tmp_path: Path) -> N
     register(registry, live, 2, 1, base)
     before, after = sides(woken(tmp_path, 2))
     assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("night", [2, 3])
+def test_the_evaluation_of_a_night_that_is_not_registered_yet_measures_its_parent(
+    life: Path, base: str, night: int
+) -> None:
+    from sleep_pipeline.evaluation.language import language_fit
+    from sleep_pipeline.evaluation.settings import EvaluationSettings
+    from sleep_pipeline.pipelines.evaluate.nodes import _skills
+
+    def fit(model: NightModel) -> float:
+        return language_fit(model.model, model.tokenizer, [text]).perplexity
+
+    text, parent = "The quiet harbour lay under a grey sky. " * 6, life / f"night_{night - 1:03d}"
+    now = opened(base, life / f"night_{night:03d}")
+    before = view_before(now.model, night, night - 1, NightRegistry(life))
+    earlier = {"night": night - 1, "reading_answers": [0] * 4, "perplexity": 1.0, "base": {"reading": [0] * 4}}
+    found = _skills(now, earlier, EvaluationSettings(reading_questions=4), [text], before)
+    assert found["perplexity_before"] == pytest.approx(fit(opened(base, parent)), rel=1e-4)
+    assert found["base"]["perplexity"] == pytest.approx(fit(opened(base)), rel=1e-4)
+    assert found["perplexity"] == pytest.approx(fit(now), rel=1e-4)
+    assert len({round(value, 2) for value in (found["perplexity"], found["perplexity_before"])}) == 2
 
 
 @pytest.fixture
