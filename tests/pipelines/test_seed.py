@@ -114,7 +114,11 @@ def test_a_probe_that_cannot_be_read_stops_the_night_before_a_model_is_opened(
     monkeypatch.setattr(nodes, "open_model", refuses)
     folder = probes(tmp_path, "m/notes.md")
     contexts, memories = tonight(("m/notes.md", 3))
-    folders = {"models_folder": tmp_path / "models", "primary_folder": tmp_path / "primary", "probes_folder": folder}
+    folders: dict[str, Any] = {
+        "models_folder": tmp_path / "models",
+        "primary_folder": tmp_path / "primary",
+        "probes_folder": folder,
+    }
     never_asked: dict[str, Any] = dict.fromkeys(["model", "machine", "memory", "seeding", "collect", "evaluation"])
     with pytest.raises(ProbeError, match=r"probes/mine\.jsonl:1: "):
         nodes.sample_lessons(contexts_to_frame(contexts), memories, night=1, random_seed=0, **never_asked, **folders)
