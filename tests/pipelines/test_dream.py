@@ -16,8 +16,8 @@ from sleep_pipeline.memories.settings import CollectSettings
 from sleep_pipeline.night_model import LevelSettings, MachineSettings, MemorySettings, StorePart, open_model
 from sleep_pipeline.pipelines.dream.nodes import dream_night
 from sleep_pipeline.pipelines.refine.nodes import refine_expert
-from sleep_pipeline.pipelines.seed.nodes import FOR_DREAMS
-from sleep_pipeline.registry import BASE, Night, NightRegistry, manifest_digest
+from sleep_pipeline.pipelines.seed.nodes import FOR_DREAMS, champion_number
+from sleep_pipeline.registry import BASE, Night, NightRegistry, RegistryError, manifest_digest
 from sleep_pipeline.seeding.settings import RefineSettings, ReplaySettings, SeedingSettings
 
 MACHINE, MEMORY = MachineSettings(device="cpu"), MemorySettings(levels=(LevelSettings(num_slots=8, rank=4),))
@@ -63,7 +63,7 @@ class Life:
         opened = open_model(self.base, MACHINE, MEMORY, ReplaySettings(), parent)
         Consolidation(opened.model, sender=CONTEXT, receiver=1, night=night).begin()
         dataset = PretrainedDataset(str(self.models / "seeded" / f"night_{night:03d}"))
-        dataset.save(Pretrained((opened.model, StorePart(opened.store)), {}))
+        dataset.save(Pretrained((opened.model, StorePart(opened.store)), {"parent": champion_number(self.models)}))
         return dataset.load()
 
     def dream(self, night: int, rest_em: RestEmSettings, contexts: int = 4) -> tuple[dict[str, Any], Path]:
@@ -230,6 +230,15 @@ def test_no_dream_learns_what_is_asked(second: Life, rest_em: RestEmSettings) ->
     held = [question for question in made_up if second.withheld(question)]
     collect = CollectSettings()
     assert held == split_probes(made_up, collect.probe_share, collect.probe_salt)[1] and 20 < len(held) < 60
+
+
+def test_a_night_that_was_seeded_on_another_champion_is_not_ended(second: Life) -> None:
+    _, dreamer = second.dream(2, RestEmSettings())
+    second.registry.rollback()
+    with pytest.raises(
+        RegistryError, match=r"seeded on night 1, and the champion is night 0.*--from-nodes=sample_less"
+    ):
+        second.end(2, dreamer)
 
 
 def test_one_context_skips_the_rounds_with_a_reason_and_hands_the_dreamer_on(second: Life) -> None:

@@ -55,6 +55,12 @@ def test_metrics_that_do_not_tell_of_the_base_model_are_decided_without_it() -> 
     assert not [name for name in checks if name.endswith("since_base")]
 
 
+def test_a_night_of_which_nothing_was_asked_is_not_promoted_on_what_the_last_one_gained() -> None:
+    gain = decided(probes=0)["recall_gain"]
+    assert gain["value"] is None and not gain["passed"] and "was not measured" in gain["reason"]
+    assert decided(probes=8)["recall_gain"]["passed"]
+
+
 TEXTS = ["It rained."]
 FITS = {"night": 33.0, "parent": 32.0, "base": 30.0}
 EARLIER = {

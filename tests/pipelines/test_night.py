@@ -168,7 +168,7 @@ def test_every_preset_is_a_night_that_could_run(project_root: Path, preset: str)
     parameters = loader["parameters"]
     seeding = SeedingSettings.model_validate(parameters["seeding"])
     dreaming = DreamingSettings.model_validate(parameters["dreaming"])
-    EvaluationSettings.model_validate(parameters["evaluation"])
+    evaluation = EvaluationSettings.model_validate(parameters["evaluation"])
     MachineSettings.model_validate(parameters["machine"])
     assert MemorySettings.model_validate(parameters["memory"]).config(4).levels
     life = loader["globals"]["life"]
@@ -177,7 +177,7 @@ def test_every_preset_is_a_night_that_could_run(project_root: Path, preset: str)
     for prompt in (*seeding.teacher.prompts, *dreaming.dreams.prompts):
         told = '"Question:"' in prompt.ask and '"Answer:"' in prompt.ask
         assert told == (not embedded and prompt.form == "pairs"), "only the embedded model knows the form unasked"
-    assert seeding.teacher.match == ("exact" if embedded else "contains")
+    assert seeding.teacher.match == evaluation.match == ("exact" if embedded else "contains")
 
 
 def test_every_environment_with_a_night_is_tried(project_root: Path) -> None:

@@ -1,17 +1,22 @@
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from sleep_pipeline.evaluation.probes import ProbeError
+from sleep_pipeline.evaluation.settings import EvaluationSettings
 from sleep_pipeline.memories.contexts import Context
 from sleep_pipeline.memories.records import Content, Memory, memories_to_frame
 from sleep_pipeline.memories.settings import CollectSettings
+from sleep_pipeline.night_model import MemorySettings
 from sleep_pipeline.pipelines.seed import nodes
 from sleep_pipeline.pipelines.seed.nodes import FOR_DREAMS, TO_ASK, TO_LEARN, _use, parent_checkpoint
 from sleep_pipeline.registry import Night, NightRegistry, RegistryError, manifest_digest
+from sleep_pipeline.seeding.settings import SeedingSettings
 
 
 def registered(folder: Path) -> NightRegistry:
@@ -44,6 +49,50 @@ def test_the_use_of_a_question_is_its_own_and_dreams_are_judged_by_other_ones_th
     assert shares[TO_LEARN] == pytest.approx(0.8, abs=0.03)
     assert shares[TO_ASK] == pytest.approx(0.1, abs=0.03)
     assert shares[FOR_DREAMS] == pytest.approx(0.1, abs=0.03)
+
+
+def test_what_people_ask_is_neither_learned_nor_asked_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sleep_pipeline.memories.contexts import contexts_to_frame
+    from sleep_pipeline.seeding import night as seeding
+    from sleep_pipeline.seeding.teacher import TeacherData, TeacherSample
+
+    made_up = [f"How many inns has town {number}?" for number in range(60)]
+    learned = [question for question in made_up if _use(question, CollectSettings()) == TO_LEARN]
+    folder = tmp_path / "probes"
+    folder.mkdir()
+    row = {"question": learned[0].upper().replace(" ", "  "), "answer": "two", "source": "m/notes.md:3"}
+    (folder / "mine.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    withheld = []
+
+    def gather(*_: Any, **more: Any) -> Any:
+        withheld.extend(question for question in made_up if more["withheld"](question))
+        samples = [TeacherSample(0, "questions", question, "two", 1.0) for question in made_up]
+        return SimpleNamespace(data=TeacherData(samples), lessons=made_up, open_book=[], seconds={})
+
+    monkeypatch.setattr(seeding, "gather", gather)
+    monkeypatch.setattr(nodes, "open_model", lambda *_: SimpleNamespace(model=None, tokenizer=None))
+    monkeypatch.setattr(nodes, "_asked", lambda _, probes, __: pd.DataFrame({"question": [p.question for p in probes]}))
+    contexts, memories = tonight(("m/notes.md", 3))
+    never: dict[str, Any] = dict.fromkeys(["model", "machine"])
+    samples, lessons, probes, _ = nodes.sample_lessons(
+        contexts_to_frame(contexts),
+        memories,
+        memory=MemorySettings(),
+        seeding=SeedingSettings(),
+        collect=CollectSettings(),
+        evaluation=EvaluationSettings(teacher_probes=60),
+        night=1,
+        random_seed=0,
+        models_folder=tmp_path / "models",
+        primary_folder=tmp_path / "primary",
+        probes_folder=folder,
+        **never,
+    )
+    assert lessons["tonight"] == learned[1:]
+    assert withheld == [question for question in made_up if question not in learned[1:]]
+    assert next(iter(probes["question"])) == row["question"]
+    own = {_use(question, CollectSettings()) for question in list(probes["question"])[1:]}
+    assert own == {TO_ASK} and set(samples["use"]) == {TO_LEARN, TO_ASK, FOR_DREAMS}
 
 
 def tonight(*places: tuple[str, int]) -> tuple[list[Context], Any]:

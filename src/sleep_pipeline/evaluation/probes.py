@@ -12,7 +12,7 @@ from sleep_pipeline.corpora.worlds import WorldGenerator, draw_question, fill
 from sleep_pipeline.generation.replies import greedy_replies
 from sleep_pipeline.memories.files import READERS
 from sleep_pipeline.memories.lines import read_lines
-from sleep_pipeline.seeding.teacher import same_answer
+from sleep_pipeline.seeding.teacher import Match, same_answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -175,9 +175,9 @@ def ask(
     return greedy_replies(model, tokenizer, conversations, max_new_tokens, batch_size, progress)
 
 
-def grade(replies: Sequence[str], probes: Sequence[Probe]) -> list[int]:
-    """1 for every reply that is the probe's answer, 0 for the others."""
-    return [int(same_answer(reply, probe.answer)) for reply, probe in zip(replies, probes, strict=True)]
+def grade(replies: Sequence[str], probes: Sequence[Probe], match: Match = "exact") -> list[int]:
+    """1 for every reply that is the probe's answer (`contains`: or holds it), 0 for the others."""
+    return [int(same_answer(reply, probe.answer, match)) for reply, probe in zip(replies, probes, strict=True)]
 
 
 def reading_probes(count: int) -> list[Probe]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from sleep_pipeline.evaluation.gate import GateSettings
+from sleep_pipeline.seeding.teacher import Match
 
 
 class HarnessSettings(BaseModel):
@@ -33,6 +34,8 @@ class EvaluationSettings(BaseModel):
     """What a night is asked afterwards.
 
     Attributes:
+        match: when an answer is right; see `seeding.teacher.same_answer`. For models that answer in sentences:
+            `contains`.
         max_new_tokens: of an answer.
         batch_size: questions at a time.
         teacher_probes: questions of the teacher that are held out and asked at most, a night.
@@ -47,6 +50,7 @@ class EvaluationSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    match: Match = "exact"
     max_new_tokens: PositiveInt = 32
     batch_size: PositiveInt = 128
     teacher_probes: NonNegativeInt = 32

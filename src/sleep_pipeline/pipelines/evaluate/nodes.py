@@ -141,7 +141,9 @@ def _answers(opened: NightModel, table: Table, night: int, evaluation: Evaluatio
         max_new_tokens=evaluation.max_new_tokens,
         batch_size=evaluation.batch_size,
     )
-    return table.drop(columns=["context"]).assign(night=night, reply=replies, right=grade(replies, probes))
+    return table.drop(columns=["context"]).assign(
+        night=night, reply=replies, right=grade(replies, probes, evaluation.match)
+    )
 
 
 def _scores(retention: Any, tonight: Table, probes: Table) -> dict[str, Any]:
@@ -157,7 +159,8 @@ def _scores(retention: Any, tonight: Table, probes: Table) -> dict[str, Any]:
             "recall_before": asdict(mean_interval(list(probes["before"]))),
             "open_book": asdict(mean_interval(list(probes["open_book"]))),
         }
-    summary = retention.summary() if len(retention) else {}
+    # Without a question of tonight the matrix is still that of the night before, and says nothing of this one.
+    summary = retention.summary() if len(retention) and len(probes) else {}
     return metrics | {name: None if estimate is None else asdict(estimate) for name, estimate in summary.items()}
 
 
@@ -190,7 +193,7 @@ def _skills(
 
     def reading() -> list[int]:
         replies = ask(opened.model, opened.tokenizer, questions, True, evaluation.max_new_tokens, evaluation.batch_size)
-        return grade(replies, questions)
+        return grade(replies, questions, evaluation.match)
 
     def perplexity() -> float:
         return language_fit(opened.model, opened.tokenizer, texts).perplexity
@@ -253,7 +256,7 @@ def decide_night(
     metrics: dict[str, Any], retention: dict[str, Any], seed_summary: dict[str, Any], evaluation: EvaluationSettings
 ) -> dict[str, Any]:
     """Whether the night becomes the model that the next one grows from, and why."""
-    from sleep_pipeline.evaluation.gate import decide, evidence
+    from sleep_pipeline.evaluation.gate import RECALL_GAIN, decide, evidence
     from sleep_pipeline.evaluation.retention import Retention
 
     read, fit = metrics["reading_answers"], metrics["perplexity"]
@@ -266,6 +269,8 @@ def decide_night(
         open_book_since_base=_together(base["reading"], read) if "reading" in base else None,
         perplexity_since_base=(base["perplexity"], fit) if "perplexity" in base else None,
     )
+    if metrics.get("probes") == 0:
+        found[RECALL_GAIN] = None
     return decide(found, evaluation.gate).to_json()
 
 

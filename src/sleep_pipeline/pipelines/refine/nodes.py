@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from sleep_pipeline.datasets import Pretrained
+from sleep_pipeline.datasets.pretrained import MANIFEST
 from sleep_pipeline.dreaming.settings import DREAMER
 from sleep_pipeline.night_dreamer import kept_dreamer
 from sleep_pipeline.night_model import MachineSettings, MemorySettings, StorePart, open_model
-from sleep_pipeline.pipelines.seed.nodes import own_seed, parent_checkpoint
+from sleep_pipeline.pipelines.seed.nodes import champion_number, own_seed, parent_checkpoint
 from sleep_pipeline.seeding.settings import RefineSettings, SeedingSettings
 
 Lessons = Any  # dict[str, list[Lesson]]
@@ -35,14 +37,25 @@ def refine_expert(
 
     The expert becomes active, and what it learned goes into the store for replay. Without a dream that helped, the
     expert stays as it was seeded. The dreamer, if the life has one, goes into the checkpoint as it is.
+
+    Raises:
+        RegistryError: the champion is another than when the expert was seeded.
     """
     import time
 
     from sleep_pipeline.memory import Consolidation, state_of
-    from sleep_pipeline.registry import BASE, NightRegistry
+    from sleep_pipeline.registry import RegistryError
     from sleep_pipeline.seeding.night import hand_on, learn
 
     parent_checkpoint(models_folder, night)
+    parent = champion_number(models_folder)
+    grew_from = json.loads((seeded_model / MANIFEST).read_text(encoding="utf-8")).get("parent", parent)
+    if grew_from != parent:
+        raise RegistryError(
+            f"night {night} was seeded on night {grew_from}, and the champion is night {parent} now: it would bring "
+            f"back what was rolled back; seed it anew with `kedro run --pipelines=sleep --params=night={night} "
+            "--from-nodes=sample_lessons_node`"
+        )
     opened = open_model(model, machine, memory, seeding.replay, seeded_model)
     state = state_of(opened.model)
     slot = None
@@ -75,11 +88,10 @@ def refine_expert(
             own_seed(random_seed, night),
             refine_progress_folder / "levels",
         )
-    champion = NightRegistry(models_folder).champion()
     manifest = {
         "kind": "memory after a night",
         "night": night,
-        "parent": BASE if champion is None else champion.number,
+        "parent": parent,
         "base_model": {"name": model, "digest": state.config.base_digest},
         "slot": slot,
         "memory": memory.model_dump(mode="json"),

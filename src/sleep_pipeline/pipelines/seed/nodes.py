@@ -50,6 +50,14 @@ def parent_checkpoint(models_folder: Path, night: int) -> Path | None:
     return None if champion is None else registry.checkpoint(champion.number)
 
 
+def champion_number(models_folder: Path) -> int:
+    """The night that the next one grows from; `BASE` for none."""
+    from sleep_pipeline.registry import BASE, NightRegistry
+
+    champion = NightRegistry(models_folder).champion()
+    return BASE if champion is None else champion.number
+
+
 def sample_lessons(
     contexts: Table,
     memories: Table,
@@ -76,6 +84,8 @@ def sample_lessons(
     """
     import pandas as pd
 
+    from sleep_pipeline.dreaming.night import plain_question
+    from sleep_pipeline.evaluation.probes import given_probes
     from sleep_pipeline.memories.contexts import contexts_from_frame
     from sleep_pipeline.seeding.night import gather
     from sleep_pipeline.validation.rows import validate_rows
@@ -86,15 +96,29 @@ def sample_lessons(
     own = own_seed(random_seed, night)
     opened = open_model(model, machine, memory, seeding.replay, parent_checkpoint(models_folder, night))
     texts = [context.text for context in read]
-    gathered = gather(opened.model, opened.tokenizer, texts, seeding, own, progress=True)
+    asked = {plain_question(question.probe.question) for question in given_probes(probes_folder)}
+
+    def use(question: str) -> str:
+        return TO_ASK if plain_question(question) in asked else _use(question, collect)
+
+    gathered = gather(
+        opened.model,
+        opened.tokenizer,
+        texts,
+        seeding,
+        own,
+        progress=True,
+        withheld=lambda question: use(question) != TO_LEARN,
+    )
     rows = [
-        {name: getattr(sample, name) for name in _SAMPLE_COLUMNS} | {"use": _use(sample.question, collect)}
+        {name: getattr(sample, name) for name in _SAMPLE_COLUMNS} | {"use": use(sample.question)}
         for sample in gathered.data.samples
     ]
     checked = validate_rows(pd.DataFrame(rows, columns=[*_SAMPLE_COLUMNS, "use"]), "teacher_samples", max_bad_share=0.5)
     samples, kept = checked.good, set(checked.good.index)
     tonight = [lesson for at, lesson in enumerate(gathered.lessons) if at in kept and rows[at]["use"] == TO_LEARN]
-    probes = given + _held_out(samples, texts, evaluation)
+    own_words = samples[[plain_question(question) not in asked for question in samples["question"]]]
+    probes = given + _held_out(own_words, texts, evaluation)
     frame = _asked(opened, probes, evaluation)
     summary = {
         "samples": len(samples),
@@ -208,7 +232,7 @@ def _asked(opened: NightModel, probes: list[Any], evaluation: EvaluationSettings
             opened.model, opened.tokenizer, probes, open_book, evaluation.max_new_tokens, evaluation.batch_size
         )
         columns[f"{name}_reply"] = list(replies)
-        columns[name] = list(grade(replies, probes))
+        columns[name] = list(grade(replies, probes, evaluation.match))
     return pd.DataFrame(columns)
 
 
@@ -236,7 +260,12 @@ def train_expert(
 
     own = own_seed(random_seed, night)
     opened = open_model(model, machine, memory, seeding.replay, parent_checkpoint(models_folder, night))
-    manifest: dict[str, Any] = {"kind": "memory in mid-sleep", "night": night, "lessons": len(lessons["tonight"])}
+    manifest: dict[str, Any] = {
+        "kind": "memory in mid-sleep",
+        "night": night,
+        "lessons": len(lessons["tonight"]),
+        "parent": champion_number(models_folder),
+    }
     parts = (opened.model, StorePart(opened.store))
     if not lessons["tonight"]:
         return Pretrained(parts, manifest), pd.DataFrame(), pd.DataFrame()
