@@ -117,6 +117,24 @@ def test_adapters_are_saved_loaded_switched_and_deleted_apart(tmp_path: Path) ->
     assert sorted(states_of(loaded)) == ["default"]
 
 
+@pytest.mark.parametrize(("layers", "others"), [([1], [0]), ([0, 1], [1]), ([1], [0, 1])])
+def test_two_memories_may_sit_in_different_layers(layers: list[int], others: list[int], tmp_path: Path) -> None:
+    model = with_memory(one_level(layers_to_transform=layers))
+    model.add_adapter("other", one_level(layers_to_transform=others))
+    learn(model)
+    first = logits(model)
+    model.set_adapter("other")
+    assert torch.equal(logits(model), logits(build()))
+    learn(model, seed=5)
+    second = logits(model)
+    model.save_pretrained(str(tmp_path))
+    loaded = peft.PeftModel.from_pretrained(build(), str(tmp_path))
+    loaded.load_adapter(str(tmp_path / "other"), "other")
+    for name, expected in (("default", first), ("other", second)):
+        loaded.set_adapter(name)
+        assert torch.equal(logits(loaded), expected)
+
+
 def test_adapters_made_from_one_configuration_object_keep_their_own_state() -> None:
     config = one_level()
     model = with_memory(config)

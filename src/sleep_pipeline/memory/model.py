@@ -126,8 +126,10 @@ class ContinuumMemoryModel(BaseTuner):
         # large.
         if autocast_adapter_dtype:
             for layer in self._layers():
-                for level in layer.levels(adapter_name):
-                    level.upcast_trained()
+                # Another memory's layers may be others.
+                if adapter_name in layer.states:
+                    for level in layer.levels(adapter_name):
+                        level.upcast_trained()
 
     def _check_merge_allowed(self) -> None:
         refuse_merge()
