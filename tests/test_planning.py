@@ -238,6 +238,7 @@ def test_each_environment_has_a_life_of_its_own(project: Path) -> None:
     assert planned("--env=smoke")["night"] == 1
 
 
+@pytest.mark.slow
 def test_where_contexts_are_made_no_torch_is_needed(project: Path, run_script: Callable[[str], str]) -> None:
     collected(project)
     code = "import sys; from sleep_pipeline.cli import cli; cli(['plan', '--json'], standalone_mode=False); "

@@ -53,6 +53,7 @@ def written(method: DreamingSleep, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(method, "_agreed", lambda found, dropped: list(found))
 
 
+@pytest.mark.slow
 def test_a_night_of_dreams_ends_with_one_expert_and_says_what_it_took(tiny_model: Any, answering: Any) -> None:
     method = dreaming(tiny_model, answering)
     result = run_stream(method, stream())
@@ -97,6 +98,7 @@ def test_what_was_rewarded_is_learned_with_the_held_out_examples_and_kept_for_re
     assert (method.dreamt[0].sets, method.dreamt[0].tried, method.dreamt[0].rewarded) == (2, 2, 1)
 
 
+@pytest.mark.slow
 def test_no_dream_is_judged_by_what_seeding_or_the_dreamer_saw(
     tiny_model: Any, answering: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

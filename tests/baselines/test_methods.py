@@ -21,6 +21,7 @@ SETTINGS = MethodSettings.model_validate(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_lives_through_a_stream(tiny_model: Any, answering: Any, name: str) -> None:
     result = run_stream(make_method(name, tiny_model, answering, SETTINGS), stream())

@@ -37,6 +37,7 @@ def test_a_lesson_teaches_the_label_and_nothing_before_it(answering: Any) -> Non
     assert lesson.teacher.log_probs_NK.exp().tolist() == [[1.0]] * (len(lesson.ids) - lesson.start)
 
 
+@pytest.mark.slow
 def test_sft_learns_each_task_and_forgets_the_last_one(tiny_model: Any, answering: Any) -> None:
     result = run_stream(sft(tiny_model, answering, SETTINGS), stream())
     assert result.retention is not None
@@ -44,6 +45,7 @@ def test_sft_learns_each_task_and_forgets_the_last_one(tiny_model: Any, answerin
     assert (means[0, 0], means[1, 1], means[1, 0]) == (1.0, 1.0, 0.0)
 
 
+@pytest.mark.slow
 def test_replay_keeps_the_first_task_with_a_bounded_store(tiny_model: Any, answering: Any) -> None:
     method = replay(tiny_model, answering, SETTINGS)
     result = run_stream(method, stream())
@@ -62,6 +64,7 @@ def test_joint_training_learns_all_when_it_is_asked(tiny_model: Any, answering: 
         method.observe(stream().tasks[0])
 
 
+@pytest.mark.slow
 def test_ewc_holds_on_to_the_first_task(tiny_model: Any, answering: Any) -> None:
     first, second = stream().tasks
 

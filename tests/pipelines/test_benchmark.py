@@ -225,6 +225,7 @@ def grid(benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
     return command
 
 
+@pytest.mark.slow
 def test_a_grid_that_was_cut_goes_on_without_doing_again_what_is_done(grid: Callable[..., list[str]]) -> None:
     assert grid("--methods=icl,inca", cut=True) == ["icl"]
     assert [run["name"] for run in json.loads(Path("found.json").read_text())["runs"]] == ["icl"]

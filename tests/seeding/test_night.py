@@ -183,6 +183,7 @@ class Mortal:
 WHIMS = {"alpha": 0.3, "imitation": {"gamma": 1.0}}
 
 
+@pytest.mark.slow
 def test_a_killed_night_goes_on_where_it_was_saved(tiny_tokenizer: Any, tmp_path: Path) -> None:
     given = small(optimizer={"checkpoint_every": 2}, **WHIMS)
     store = ReplayStore(10, 10)
@@ -275,6 +276,7 @@ def test_a_full_level_without_anything_to_learn_from_says_so(tiny_tokenizer: Any
     assert state_of(model).table.active(1) == (0, 1)
 
 
+@pytest.mark.slow
 def test_every_merge_is_trained_though_the_last_one_left_its_checkpoint(tiny_tokenizer: Any, tmp_path: Path) -> None:
     given = small(optimizer={"checkpoint_every": 2})
     ended = []
@@ -356,6 +358,7 @@ def test_the_teacher_has_the_experts_of_earlier_nights_only_if_asked(
     assert all(same) is not experts
 
 
+@pytest.mark.slow
 def test_a_penalty_shuts_the_new_gate_on_lessons_in_reading(tiny_tokenizer: Any) -> None:
     store = ReplayStore(10, 10)
     store.add("open_book", without_context(lessons(3)), night=1)
