@@ -126,7 +126,7 @@ def test_a_value_is_masked_for_the_name_that_it_has(text: str, masked: str) -> N
         ("redis://:x@host:6379/0", "redis://:[SECRET]@host:6379/0"),
         ("mongodb+srv://anna.b:p%40ss/w?ord@cluster", "mongodb+srv://anna.b:[SECRET]@cluster"),
         ("amqp://guest:12345@host", "amqp://guest:[SECRET]@host"),
-        ("mysql://root:p@ss@host/db", "mysql://root:[SECRET]@host/db"),
+        ("mysql://anna:p@ss@host/db", "mysql://anna:[SECRET]@host/db"),
         ("https://anna:grün@host.example", "https://anna:[SECRET]@host.example"),
     ],
 )

@@ -30,6 +30,7 @@ from sleep_pipeline.dreaming.settings import DreamingSettings, RewardSettings
 from sleep_pipeline.dreaming.tau import Marks, Probe, held_out_rows, make_measure
 from sleep_pipeline.dreaming.trials import run_trials
 from sleep_pipeline.dreaming.workers import Workers, workers_for
+from sleep_pipeline.memories.contexts import plain_question
 from sleep_pipeline.memory.blocks import text_config
 from sleep_pipeline.seeding.teacher import TeacherSample
 
@@ -202,11 +203,6 @@ def asked_by(probes: Sequence[Probe]) -> Withheld:
     """Withhold the questions of the probes, whatever their case and spaces."""
     asked = {plain_question(probe.question) for probe in probes}
     return lambda question: plain_question(question) in asked
-
-
-def plain_question(question: str) -> str:
-    """A question without what does not make it another one."""
-    return " ".join(question.casefold().split())
 
 
 def judge_dreams(

@@ -128,10 +128,14 @@ def contexts_from_frame(frame: pd.DataFrame) -> list[Context]:
     return contexts
 
 
+def plain_question(question: str) -> str:
+    """A question without what does not make it another one: case, and how words are spaced."""
+    return " ".join(question.casefold().split())
+
+
 def is_held_out(question: str, share: float, salt: str) -> bool:
     """Whether a question is a probe: a fixed function of its words, so that it is one in every night or never."""
-    words = " ".join(question.casefold().split())
-    digest = hashlib.sha256(f"{salt}\0{words}".encode()).digest()
+    digest = hashlib.sha256(f"{salt}\0{plain_question(question)}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 

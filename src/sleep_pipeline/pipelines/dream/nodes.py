@@ -60,9 +60,8 @@ def dream_night(
 
     from sleep_pipeline.dreaming.dreamer import dream_and_improve
     from sleep_pipeline.dreaming.night import dream_night as dream
-    from sleep_pipeline.dreaming.night import plain_question
     from sleep_pipeline.dreaming.tau import Probe
-    from sleep_pipeline.memories.contexts import is_held_out
+    from sleep_pipeline.memories.contexts import is_held_out, plain_question
     from sleep_pipeline.memory import state_of, teacher_view
     from sleep_pipeline.registry import NightRegistry
     from sleep_pipeline.seeding.lessons import read_beliefs

@@ -84,9 +84,8 @@ def sample_lessons(
     """
     import pandas as pd
 
-    from sleep_pipeline.dreaming.night import plain_question
     from sleep_pipeline.evaluation.probes import given_probes
-    from sleep_pipeline.memories.contexts import contexts_from_frame
+    from sleep_pipeline.memories.contexts import contexts_from_frame, plain_question
     from sleep_pipeline.seeding.night import gather
     from sleep_pipeline.validation.rows import validate_rows
 
