@@ -269,6 +269,18 @@ def test_a_full_level_merges_its_two_oldest_experts_and_an_open_one_stays(tiny_t
     assert state_of(model).table.active(1) == (2,)
 
 
+def test_a_level_that_hands_on_tonight_fills_its_last_slot_first(tiny_tokenizer: Any) -> None:
+    levels = [LevelConfig(period=3, num_slots=3, rank=3, base_width=5), LevelConfig(num_slots=3, rank=3)]
+    model = made_up.louder(with_memory(ContinuumMemoryConfig(levels=levels)))
+    for night in (1, 2):
+        learn_expert(model, level=1, seed=night, night=night)
+    store = ReplayStore(10, 10)
+    store.add("stored", without_context(lessons(4)), night=1)
+    assert make_room(model, tiny_tokenizer, store, small(), night=3, seed=0) is None
+    assert state_of(model).table.active(1) == (0, 1)
+    assert make_room(model, tiny_tokenizer, store, small(), night=2, seed=0) == 2
+
+
 def test_a_full_level_without_anything_to_learn_from_says_so(tiny_tokenizer: Any) -> None:
     model = full()
     with pytest.raises(ValueError, match="level 1 of the memory is full, and no lesson is kept"):

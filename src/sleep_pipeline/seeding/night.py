@@ -237,7 +237,8 @@ def make_room(
     """Merge the two oldest experts of a level that has room for the merged one alone.
 
     The same trainer, with the model as it is for a teacher: what is in the store was answered by all experts together,
-    and the merged expert learns to answer it in place of the two.
+    and the merged expert learns to answer it in place of the two. A level that hands on tonight is emptied anyway, and
+    may fill its last slot before.
 
     Returns:
         The slot of the merged expert, or None if there was room.
@@ -246,7 +247,8 @@ def make_room(
         ValueError: nothing is in the store that the merged expert could learn from.
     """
     state = state_of(model)
-    if not state.table.must_merge(level):
+    emptied = {pair.sender for pair in state.config.schedule().overdue(night, state.table.handed_on)}
+    if level in emptied or not state.table.must_merge(level):
         return None
     slots = state.table.slots(level)
     oldest = sorted(state.table.active(level), key=lambda slot: (slots[slot].night or 0, slot))[:2]
