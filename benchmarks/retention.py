@@ -169,9 +169,9 @@ METHODS: dict[str, Maker] = {
     "no_expansion": tuning("beliefs", lora=True, replay=True),
     "joint_lora": tuning("beliefs", lora=True, replay=True),
     "joint_full": tuning("beliefs", lora=False, replay=True, rate=3e-4),
-    "no_imitation": sleeping({"lambda": 0.125, "alpha": 1.0}),
-    "no_semantic_reward": sleeping({"lambda": 0.125, "imitation": {"gamma": 0.0}}),
-    "on_policy_share": sleeping({"lambda": 0.125}),
+    "no_imitation": sleeping({"lambda": 0.25, "alpha": 1.0}),
+    "no_semantic_reward": sleeping({"lambda": 0.25, "imitation": {"gamma": 0.0}}),
+    "on_policy_share": sleeping({"lambda": 0.25}),
     "on_policy_only": sleeping({"lambda": 1.0}),
     "no_replay": sleeping({"replay": {"stored_rows": 0, "open_book_rows": 0}}),
     "all_layers": sleeping(starts_at=0.0, rank=32),
@@ -362,7 +362,7 @@ def main() -> None:
         settings = SeedingSettings.model_validate(
             merged(
                 settings.model_dump(by_alias=True),
-                {"rows": 16, "replay": {"stored_rows": 16, "open_book_documents": 4}, "optimizer": {"steps": 40}},
+                {"rows": 8, "replay": {"stored_rows": 8, "open_book_documents": 4}, "optimizer": {"steps": 80}},
             )
         )
     protocol = {

@@ -138,11 +138,11 @@ def test_work_is_counted_from_contexts_and_settings(project: Path) -> None:
     work = {(item["node"], item["what"]): item["amount"] for item in plan["work"]}
     assert work["sample_lessons_node", "tokens read"] == (30 + 12) * 2
     assert work["sample_lessons_node", "tokens written"] == 2 * 5 * 10
-    assert work["train_expert_node", "rows trained on"] == 7 * (48 + 0 + 32)
+    assert work["train_expert_node", "rows trained on"] == 7 * (16 + 0 + 6)
     night(project, 1, 1.0)
     collected(project, 2)
     work = {(item["node"], item["what"]): item["amount"] for item in planned()["work"]}
-    assert work["train_expert_node", "rows trained on"] == 120 * (48 + 96 + 32), "earlier nights are replayed"
+    assert work["train_expert_node", "rows trained on"] == 480 * (16 + 32 + 6), "earlier nights are replayed"
 
 
 def test_rounds_of_rest_em_are_counted_in_place_of_the_nights_own_dreams(project: Path) -> None:

@@ -139,7 +139,7 @@ def test_the_files_of_settings_say_what_the_defaults_are(project_root: Path) -> 
 
     parameters = OmegaConfigLoader(str(project_root / "conf"), env="base", **CONFIG_LOADER_ARGS)["parameters"]
     # The library writes no checkpoints unless it is told where.
-    checkpoints = {"optimizer": SeedingSettings().optimizer.model_copy(update={"checkpoint_every": 50})}
+    checkpoints = {"optimizer": SeedingSettings().optimizer.model_copy(update={"checkpoint_every": 200})}
     assert SeedingSettings.model_validate(parameters["seeding"]) == SeedingSettings().model_copy(update=checkpoints)
     assert RefineSettings.model_validate(parameters["refining"]) == RefineSettings()
     assert DreamingSettings.model_validate(parameters["dreaming"]) == DreamingSettings()

@@ -266,7 +266,7 @@ def test_a_night_by_dvc_is_lived_once_and_never_spoiled(lived: Path) -> None:
     weights = lived / "data/06_models/night_001/adapter_model.safetensors"
     before = weights.read_bytes()
     settings = lived / "conf/base/parameters_seeding.yml"
-    settings.write_text(settings.read_text(encoding="utf-8").replace("rows: 48", "rows: 47"), encoding="utf-8")
+    settings.write_text(settings.read_text(encoding="utf-8").replace("rows: 16", "rows: 15"), encoding="utf-8")
     refused = run(lived, "dvc", "repro", "evaluate@1")
     assert refused.returncode != 0
     assert "Night 1 is registered and is not lived again" in refused.stdout + refused.stderr

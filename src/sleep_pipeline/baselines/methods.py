@@ -26,7 +26,7 @@ def _seeding() -> SeedingSettings:
     benchmarks/LOG.md, 2026-11-26, has what was tried.
     """
     replay = ReplaySettings(stored_rows=64, stored_capacity=6000, settled_share=0.5)
-    return SeedingSettings(replay=replay, optimizer=OptimizerSettings(steps=200, learning_rate=8e-3))
+    return SeedingSettings(rows=48, replay=replay, optimizer=OptimizerSettings(steps=200, learning_rate=8e-3))
 
 
 class MethodSettings(BaseModel):

@@ -16,14 +16,14 @@ class Example:
 
     Attributes:
         question: as asked, without context.
-        teacher: the teacher's answer, with the context at hand.
+        answer: the right one: as it was given, or as the teacher gave it with the context at hand.
         before: the model's answer before the night.
         after: the model's answer after it.
         night: the night that the question belongs to.
     """
 
     question: str
-    teacher: str
+    answer: str
     before: str
     after: str
     night: int

@@ -152,14 +152,14 @@ def _examples(title: str, examples: Sequence[Example], lead: str, what: str) -> 
     rows: list[list[Child]] = [
         [
             said(example.question),
-            said(example.teacher),
+            said(example.answer),
             said(example.before),
             said(example.after),
             str(example.night),
         ]
         for example in examples
     ]
-    headings = ["Question", "Teacher, with context", "Before", "After", "Night"]
+    headings = ["Question", "Right answer", "Before", "After", "Night"]
     return _section(title, element("p", lead), _folded(rows, lambda part: table(headings, part), "examples"))
 
 

@@ -40,9 +40,9 @@ class ReplaySettings(_Settings):
             sparsity); 0 for none.
     """
 
-    stored_rows: NonNegativeInt = 96
+    stored_rows: NonNegativeInt = 32
     stored_capacity: PositiveInt = 6000
-    open_book_rows: NonNegativeInt = 32
+    open_book_rows: NonNegativeInt = 6
     open_book_capacity: PositiveInt = 1200
     open_book_documents: NonNegativeInt = 12
     open_book_replies: PositiveInt = 4
@@ -70,7 +70,7 @@ class OptimizerSettings(_Settings):
         checkpoint_every: steps after which a killed run goes on; 0 never saves.
     """
 
-    steps: PositiveInt = 120
+    steps: PositiveInt = 480
     learning_rate: PositiveFloat = 5e-3
     warmup_share: float = Field(0.05, ge=0, le=1)
     betas: tuple[float, float] = (0.9, 0.98)
@@ -104,9 +104,11 @@ class SeedingSettings(_Settings):
 
     Attributes:
         teacher: how the teacher is sampled.
-        rows: lessons of tonight in every step, on- and off-policy together.
-        on_policy: `lambda`, the share of these that the student says itself; rounded to whole groups. It costs half a
-            night again and brought nothing on the embedded model (`benchmarks/LOG.md`), so it is 0 unless set.
+        rows: lessons of tonight in every step, on- and off-policy together. Few: of the same lessons, many small steps
+            teach more than few large ones (`benchmarks/LOG.md`, 2026-11-26).
+        on_policy: `lambda`, the share of these that the student says itself; rounded to whole groups, of which there is
+            at least one unless it is 0. It brought nothing on the embedded model for all its time
+            (`benchmarks/LOG.md`), so it is 0 unless set.
         alpha: weight of the distillation, against `1 - alpha` of the imitation reward.
         divergence: from the teacher's distribution to the student's; see `divergences.divergence`.
         beta: of the divergence `jsd`.
@@ -116,7 +118,7 @@ class SeedingSettings(_Settings):
     """
 
     teacher: TeacherSettings = Field(default_factory=TeacherSettings)
-    rows: PositiveInt = 48
+    rows: PositiveInt = 16
     on_policy: float = Field(0.0, ge=0, le=1, alias="lambda")
     alpha: float = Field(0.9, ge=0, le=1)
     divergence: Kind = "forward_kl"
@@ -128,7 +130,9 @@ class SeedingSettings(_Settings):
     @property
     def prompts(self) -> int:
         """Samples that are cut and continued in every step: whole groups that make up the share `lambda`."""
-        return round(self.on_policy * self.rows / self.imitation.group)
+        if not self.on_policy:
+            return 0
+        return max(1, round(self.on_policy * self.rows / self.imitation.group))
 
 
 class RefineSettings(_Settings):
@@ -139,7 +143,7 @@ class RefineSettings(_Settings):
         learning_rate: peak.
     """
 
-    steps: PositiveInt = 50
+    steps: PositiveInt = 200
     learning_rate: PositiveFloat = 1e-3
 
     def seeding(self, seeding: SeedingSettings) -> SeedingSettings:

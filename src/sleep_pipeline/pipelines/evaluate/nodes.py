@@ -409,7 +409,7 @@ def _examples(replies: Table, night: int, most: int) -> tuple[list[Any], list[An
 
     def examples(rows: Table) -> list[Any]:
         return [
-            Example(row.question, row.open_book_reply, row.before_reply, row.reply, int(row.night))
+            Example(row.question, row.answer, row.before_reply, row.reply, int(row.night))
             for row in rows.head(most).itertuples()
         ]
 
