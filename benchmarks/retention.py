@@ -12,12 +12,12 @@ Every night brings 8 made-up documents of 4 facts each, in wordings that the mod
 every earlier night's questions are asked without the documents, in held-out wordings; an answer is right if it is the
 fact's value, letter for letter. Recall is relative to what the base model answers with the documents before it.
 
-Rivals train the same number of steps with the same optimizer on the same number of tokens: `documents_*` on the raw
+Rivals train the same number of steps with the same optimizer on as many tokens of the night: `documents_*` on the raw
 texts, `samples_*` on what the model itself says about them (hard labels), `distillation_*` on its distributions;
 `_lora` in one adapter with as many parameters as all of sleep's experts together, `_full` in all weights; `_replay`
-with as much replay as sleep, `_ewc` with elastic weight consolidation. `joint_*` learn all documents at once, in as
-many steps of as many rows as all nights together, and are the bound. Ablations of sleep are named after what they lack
-or change.
+with as much replay as sleep, `_ewc` with elastic weight consolidation. What does without replay is faster by that much.
+`joint_*` learn all documents at once, in as many steps of as many rows as all nights together, and are the bound.
+Ablations of sleep are named after what they lack or change.
 """
 
 from __future__ import annotations

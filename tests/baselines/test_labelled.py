@@ -32,6 +32,16 @@ def test_a_text_beyond_the_window_is_cut(answering: Any) -> None:
         answering.prompt("river", (), room=2)
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("text", ["\U0001f600" * 200, "\u6771\u4eac\u306f\u9996\u90fd\u3002" * 50])
+def test_a_text_of_characters_that_take_several_tokens_is_cut_too(answering: Any, text: str) -> None:
+    for room in range(60, 68):
+        (turn,) = answering.prompt(text, (), room)
+        assert "\ufffd" not in turn["content"] and text[:1] in turn["content"]
+        ids = answering.tokenizer.apply_chat_template([turn], add_generation_prompt=True, return_dict=True)["input_ids"]
+        assert len(ids) <= room
+
+
 def test_long_texts_and_many_examples_are_answered(answering: Any, tiny_model: Any) -> None:
     shown = [[Example("river " * 300, "label 1")] * 9, []]
     labels = ["label 1", "label 2"]

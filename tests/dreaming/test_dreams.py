@@ -107,6 +107,7 @@ def test_a_question_that_is_asked_is_never_dreamt_of(script: Any) -> None:
     data = script(replies, [MIRA], settings, withheld=lambda question: question == "Who?")
     assert [dream.pairs[0][0] for dream in data.dreams] == ["Where?", "And Mira it is.?"]
     assert [len(dream.pairs) for dream in data.dreams] == [1, 1]
+    assert data.dreams[0].text == "Question: Where?\nAnswer: Osk", "the dreamer does not learn to ask it, either"
     assert data.dropped == {"asks what is held out": 1}
 
 

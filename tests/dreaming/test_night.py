@@ -55,6 +55,16 @@ def report(tiny_settings: Any, tiny_tokenizer: Any) -> DreamReport:
     return judged(model, tiny_tokenizer, [RIGHT, WRONG, INNS, RAIN])
 
 
+@pytest.mark.parametrize("baseline", ["before", "others"])
+def test_a_copy_that_learns_nothing_gains_nothing_in_bf16(tiny_model: Any, tiny_tokenizer: Any, baseline: Any) -> None:
+    trials = TrialSettings(steps=1, lr=1e-12, precision="bf16")
+    rewards = RewardSettings(seeds=2, racing=None, baseline=baseline)
+    settings = SETTINGS.model_copy(update={"trials": trials, "rewards": rewards})
+    told = judge_dreams(tiny_model, tiny_tokenizer, CONTEXTS[:1], [RIGHT, WRONG], PROBES[:2], settings, seed=1)
+    assert [dream.reward for dream in told.dreams] == [0, 0]
+    assert all(abs(dream.verdict.gain) < 1e-6 for dream in told.dreams if dream.verdict is not None)
+
+
 def test_dreams_that_teach_the_probes_are_rewarded_and_others_are_not(report: DreamReport) -> None:
     assert [dream.reward for dream in report.dreams] == [1, 0, 1, None]
     assert [dream.dream for dream in report.rewarded] == [RIGHT, INNS]

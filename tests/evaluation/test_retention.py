@@ -67,6 +67,15 @@ THREE_NIGHTS = Retention(
 )
 
 
+def test_a_night_of_one_question_weighs_as_one_question() -> None:
+    many = (1,) * 31
+    lived = Retention(scores=((many,), (many, (1,)), (many, (0,), (1,))))
+    assert lived.forgetting().value == pytest.approx(0.5)
+    asked = lived.forgetting_of_questions()
+    assert asked.value == pytest.approx(1 / 32) and asked.samples == 32 and asked.high < 0.1
+    assert Retention(scores=((many,),)).forgetting_of_questions().samples == 0
+
+
 @settings(max_examples=40, deadline=None)
 @given(retentions())
 def test_every_measure_agrees_with_its_definition(retention: Retention) -> None:

@@ -36,7 +36,7 @@ class Life:
 
     def __init__(self, folder: Path, base: str) -> None:
         self.folder, self.base = folder, base
-        self.models, self.primary = folder / "models", folder / "primary"
+        self.models, self.primary, self.probes = folder / "models", folder / "primary", folder / "probes"
         self.registry = NightRegistry(self.models)
         self.began_with: list[dict[str, Any]] = []
         self.usable = True
@@ -94,6 +94,7 @@ class Life:
             0,
             self.models,
             self.primary,
+            self.probes,
         )
         dataset = PretrainedDataset(str(self.models / "dreamer" / f"night_{night:03d}"))
         dataset.save(dreamer)
@@ -224,8 +225,15 @@ def test_a_night_without_rounds_hands_the_dreamer_on(second: Life) -> None:
 
 @pytest.mark.parametrize("rest_em", [RestEmSettings(), ROUND])
 def test_no_dream_learns_what_is_asked(second: Life, rest_em: RestEmSettings) -> None:
+    table = pd.DataFrame([("Where was Ilo?", "Osk", "given")], columns=["question", "answer", "origin"])
+    table.to_parquet(second.primary / "night_001" / "probes.parquet")
+    second.probes.mkdir(exist_ok=True)
+    given = {"question": "Who wrote this down?", "answer": "Ilo", "source": "notes.md:1"}
+    (second.probes / "mine.jsonl").write_text(json.dumps(given), encoding="utf-8")
     second.dream(2, rest_em)
     assert second.withheld("who  asks THIS?"), "a question of tonight's probes"
+    assert second.withheld("Where was Ilo?"), "of an earlier night's"
+    assert second.withheld("Who wrote this down?"), "of people, whichever night it is about"
     made_up = [f"Who is number {number}?" for number in range(200)]
     held = [question for question in made_up if second.withheld(question)]
     collect = CollectSettings()

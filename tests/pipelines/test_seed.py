@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from sleep_pipeline.evaluation.probes import ProbeError
+from sleep_pipeline.evaluation.probes import ProbeError, asked_earlier
 from sleep_pipeline.evaluation.settings import EvaluationSettings
 from sleep_pipeline.memories.contexts import Context
 from sleep_pipeline.memories.records import Content, Memory, memories_to_frame
@@ -145,7 +145,7 @@ def test_what_an_earlier_night_has_asked_is_neither_asked_nor_missed(tmp_path: P
     teacher = [("What of m/own.md:1?", "much", "teacher")]
     table = pd.DataFrame([*known, *teacher], columns=["question", "answer", "origin"])
     table.to_parquet(primary / "night_001" / "probes.parquet")
-    earlier = nodes._asked_earlier(models, primary)
+    earlier = {(probe.question, probe.answer) for probe in asked_earlier(models, primary) if probe.origin == "given"}
     folder = probes(tmp_path, "m/gone.md:3", "m/notes.md:9", "m/own.md:1")
     # Line 9 stood there before; only what is above it is new.
     asked, unmatched = nodes._given(*tonight(("m/notes.md", 3)), folder, 2, earlier)

@@ -17,6 +17,7 @@ from sleep_pipeline.seeding.teacher import (
     same_answer,
     sample_teacher,
     shares,
+    without_pairs,
 )
 
 CONTEXTS = ["Mira lives in Osk.", "Osk has 12 inns."]
@@ -48,6 +49,12 @@ def test_a_question_keeps_what_stands_in_it() -> None:
     reply = "Question: What is 2 * 3: six or *5*?\nAnswer: 6 (see Q: 7)"
     assert read_pairs(reply) == [("What is 2 * 3: six or *5*?", "6 (see Q: 7)")]
     assert read_pairs("A question: none\nNo answer: none") == []
+
+
+def test_pairs_are_taken_out_as_they_are_read() -> None:
+    reply = "Here:\n1. Question: Who?\n   Answer: Mira.\n\nQ: Where?\nA: Osk\n\n**Question:** When?\n**Answer:** Now"
+    assert without_pairs(reply, lambda question: question in {"Who?", "When?"}) == "Here:\nQ: Where?\nA: Osk"
+    assert without_pairs(reply, lambda question: False) is reply
 
 
 def test_an_answer_in_a_sentence_is_the_same_only_where_that_is_asked_for() -> None:

@@ -140,7 +140,7 @@ class Answering:
 
     def prompt(self, text: str, shown: Sequence[Example] = (), room: int | None = None) -> list[dict[str, str]]:
         """A prompt of at most `room` tokens: examples are left out from the end, then the end of the text is cut."""
-        kept = list(shown)
+        kept, ids = list(shown), None
         while True:
             conversation = self.form.conversation(text, kept[::-1])
             excess = 0 if room is None else self._length(conversation, room) - room
@@ -149,10 +149,13 @@ class Answering:
             if kept:
                 kept.pop()
                 continue
-            ids = self.tokenizer(one_line(text), add_special_tokens=False)["input_ids"]
-            if len(ids) <= excess:
+            if ids is None:
+                ids = self.tokenizer(one_line(text), add_special_tokens=False)["input_ids"]
+            # Every round cuts the same tokens shorter: a text that was cut within a character may read as more of them.
+            ids = ids[: max(0, len(ids) - excess)]
+            text = self.tokenizer.decode(ids).rstrip("\ufffd")
+            if not text:
                 raise ValueError(f"the model's window leaves no room for a text: {room} tokens beside a label")
-            text = self.tokenizer.decode(ids[: len(ids) - excess])
 
     def taught(self, example: Example) -> list[dict[str, str]]:
         """An example as a conversation that ends with its label."""

@@ -20,7 +20,7 @@ from sleep_pipeline.dreaming.settings import DreamPrompt, DreamSettings
 from sleep_pipeline.generation.likelihood import encode_reply
 from sleep_pipeline.generation.sampler import Sampler, SamplingSettings, TransformersSampler
 from sleep_pipeline.memory.blocks import text_config
-from sleep_pipeline.seeding.teacher import Message, read_pairs, same_answer, shares
+from sleep_pipeline.seeding.teacher import Message, read_pairs, same_answer, shares, without_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,7 +42,7 @@ class DreamText:
         kind: of the prompt that it came from.
         source: the system turn under which it was dreamt: the context, and older memories where it combines them.
         ask: the user turn that it answers.
-        text: what was dreamt.
+        text: what was dreamt, but for pairs that are withheld: the dreamer learns from it.
         pairs: what is learned from it: user turns with the assistant's answers, without any context.
     """
 
@@ -129,6 +129,8 @@ def sample_dreams(
         if not reply.ended:
             reason = "cut off"
         if reason is None:
+            if withheld is not None and request.prompt.form == "pairs":
+                text = without_pairs(text, withheld)
             dream = DreamText(request.context, request.prompt.kind, request.source, request.prompt.ask, text, pairs)
             if dreams.setdefault((request.context, _gist(request.prompt, pairs)), dream) is not dream:
                 reason = "duplicate"

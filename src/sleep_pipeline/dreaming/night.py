@@ -28,7 +28,7 @@ from sleep_pipeline.dreaming.rows import Dream, fault
 from sleep_pipeline.dreaming.scores import Kept, score, select
 from sleep_pipeline.dreaming.settings import DreamingSettings, RewardSettings
 from sleep_pipeline.dreaming.tau import Marks, Probe, held_out_rows, make_measure
-from sleep_pipeline.dreaming.trials import run_trials
+from sleep_pipeline.dreaming.trials import precision_of, run_trials
 from sleep_pipeline.dreaming.workers import Workers, workers_for
 from sleep_pipeline.memories.contexts import plain_question
 from sleep_pipeline.memory.blocks import text_config
@@ -238,7 +238,7 @@ def judge_dreams(
     """
     clock = {} if seconds is None else dict(seconds)
     measure = make_measure(tokenizer, probes, settings.tau)
-    with _timed(clock, "baseline"):
+    with _timed(clock, "baseline"), precision_of(settings.trials, next(model.parameters()).device):
         before = measure.before(model)
     made = [to_rows(tokenizer, dream) for dream in dreams]
     held_out = held_out_rows(tokenizer, probes, len(contexts))

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sleep_pipeline.memory.beside import network_of
+
 IGNORED = -100
 """Label of a position that is not learned: the default `ignore_index` of torch's cross-entropy."""
 
@@ -132,7 +134,8 @@ def side_by_side(trials: Sequence[Sequence[Row]], device: torch.device | str = "
 def predictions(model: nn.Module, batch: Stack) -> Tensor:
     """Logits `[K * B, T - first, V]` for the labels of a batch; earlier positions are not computed where avoidable."""
     length = batch.ids_NT.shape[1]
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+    # A PEFT model hands on what it does not name itself.
+    if "logits_to_keep" in inspect.signature(network_of(model).forward).parameters:
         wanted = torch.arange(batch.first - 1, length - 1, device=batch.ids_NT.device)
         return model(input_ids=batch.ids_NT, use_cache=False, logits_to_keep=wanted).logits
     return model(input_ids=batch.ids_NT, use_cache=False).logits[:, batch.first - 1 : -1]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +20,7 @@ from sleep_pipeline.dreaming.gradients import (
     SampleGradients,
     expert_weights,
     inner_products,
+    joined,
     linear_weights,
     projections,
     sample_gradients,
@@ -178,8 +179,7 @@ def score(
     try:
         aims = None
         if held_out is not None and settings.kind != "gradient_norm":
-            # A task without dreams needs no gradient, only a place.
-            aims = sample_gradients(model, [rows if rows else (Row((0, 0)),) for rows in held_out], weights)
+            aims = _aims(model, held_out, set(tasks), weights, settings.tokens_at_once)
         gradients = (
             (batch, sample_gradients(model, [dreams[index].rows for index in batch], weights))
             for batch in _batches(dreams, settings.tokens_at_once)
@@ -187,6 +187,24 @@ def score(
         return SCORERS[settings.kind](Evidence(len(dreams), gradients, tasks, aims, settings))
     finally:
         model.train(was_training)
+
+
+def _aims(
+    model: nn.Module,
+    held_out: Sequence[Sequence[Row]],
+    wanted: Collection[int],
+    weights: Mapping[str, Tensor],
+    tokens: int,
+) -> SampleGradients:
+    """The gradients of the tasks' held-out samples, as many tokens at once as of dreams.
+
+    A task without dreams needs no gradient, only a place.
+    """
+    tasks = [Dream(tuple(rows) if at in wanted else (Row((0, 0)),)) for at, rows in enumerate(held_out)]
+    batches = _batches(tasks, tokens)
+    parts = [sample_gradients(model, [tasks[index].rows for index in batch], weights) for batch in batches]
+    order = torch.tensor([index for batch in batches for index in batch]).argsort()
+    return joined(parts, order)
 
 
 def _batches(dreams: Sequence[Dream], tokens: int) -> list[list[int]]:

@@ -203,7 +203,7 @@ def measure_footprint(model: nn.Module, layout: Layout, dream: Dream, settings: 
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        with adapters_on(model, layout.views(flat)), _precision(settings, device):
+        with adapters_on(model, layout.views(flat)), precision_of(settings, device):
             # The graph must live until all is counted, or a freed tensor's address is given to the next.
             loss = losses(model, batch)
     # The logits and their gradient exist for a moment beside what is kept.
@@ -258,7 +258,7 @@ def _train(
         leaves = [tensor.requires_grad_() for tensor in layout.tensors(adapters)]
         with adapters_on(model, adapters):
             for _ in range(done, until):
-                with _precision(settings, device):
+                with precision_of(settings, device):
                     loss_K = losses(model, batch)
                 # A row of the stack meets no other, so each trial's gradient of the sum is that of its own loss.
                 found = torch.autograd.grad(loss_K.sum(), leaves, materialize_grads=True)
@@ -303,7 +303,7 @@ def _judge(
     if evaluate is None:
         return [None] * len(group)
     device = next(model.parameters()).device
-    with torch.no_grad(), adapters_on(model, adapters), _precision(settings, device):
+    with torch.no_grad(), adapters_on(model, adapters), precision_of(settings, device):
         outcomes = evaluate(model, tuple(group))
     if len(outcomes) != len(group):
         raise ValueError(
@@ -317,7 +317,8 @@ def _dtype(model: nn.Module) -> torch.dtype:
     return torch.promote_types(next(model.parameters()).dtype, torch.float32)
 
 
-def _precision(settings: TrialSettings, device: torch.device) -> AbstractContextManager[Any]:
+def precision_of(settings: TrialSettings, device: torch.device) -> AbstractContextManager[Any]:
+    """The context in which copies compute; what they are compared with must be computed in it, too."""
     return torch.autocast(device.type, torch.bfloat16) if settings.precision == "bf16" else nullcontext()
 
 

@@ -87,6 +87,23 @@ def given_probes(folder: Path) -> list[GivenProbe]:
     return found
 
 
+def asked_earlier(models_folder: Path, primary_folder: Path) -> list[Probe]:
+    """What the nights that tonight stands on were asked, oldest first; what each was asked about is left out."""
+    import pandas as pd
+
+    from sleep_pipeline.night_number import folder_of
+    from sleep_pipeline.registry import NightRegistry
+
+    probes = []
+    for ancestor in NightRegistry(models_folder).lineage():
+        path = primary_folder / folder_of(ancestor.number) / "probes.parquet"
+        if path.is_file():
+            table = pd.read_parquet(path, columns=["question", "answer", "origin"])
+            rows = zip(table["question"], table["answer"], table["origin"], strict=True)
+            probes += [Probe(question, answer, origin=origin) for question, answer, origin in rows]
+    return probes
+
+
 def _given(text: str, place: str) -> GivenProbe:
     try:
         row = json.loads(text)

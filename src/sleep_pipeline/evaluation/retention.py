@@ -52,9 +52,13 @@ def _backward_transfer(means: _Means) -> Floats:
     return (means.R[..., -1, :-1] - _right_after(means)[..., :-1]).mean(-1)
 
 
-def _forgetting(means: _Means) -> Floats:
+def _forgotten(means: _Means) -> Floats:
     earlier = np.where(np.isnan(means.R[..., :-1, :-1]), -np.inf, means.R[..., :-1, :-1]).max(-2)
-    return (earlier - means.R[..., -1, :-1]).mean(-1)
+    return earlier - means.R[..., -1, :-1]
+
+
+def _forgetting(means: _Means) -> Floats:
+    return _forgotten(means).mean(-1)
 
 
 def _forgetting_since_learned(means: _Means) -> Floats:
@@ -188,6 +192,14 @@ class Retention:
         the stricter one, and its interval may lie above the value. Before the second night: 0 over 0 questions.
         """
         return self._estimate(_forgetting, seed, least=2)
+
+    def forgetting_of_questions(self, seed: int = 0) -> Estimate:
+        """As `forgetting`, but questions weigh alike instead of nights.
+
+        A night of a single question, which is either right or wrong, then counts for no more than it can tell.
+        """
+        questions = np.array([len(row[-1]) for row in self.scores[:-1]], dtype=np.float64)
+        return self._estimate(lambda means: _forgotten(means) @ questions / questions.sum(), seed, least=2)
 
     def forgetting_since_learned(self, seed: int = 0) -> Estimate:
         """Score right after its own night minus the score after the last, mean over earlier nights: `-BWT`."""

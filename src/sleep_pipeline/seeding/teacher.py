@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -154,6 +154,12 @@ def read_pairs(reply: str) -> list[tuple[str, str]]:
     them unasked.
     """
     return [(question.strip(), answer.strip()) for question, answer in _PAIR.findall(reply)]
+
+
+def without_pairs(reply: str, unwanted: Callable[[str], bool]) -> str:
+    """A reply without the pairs whose questions are unwanted."""
+    kept = _PAIR.sub(lambda found: "" if unwanted(found[1].strip()) else found[0], reply)
+    return reply if kept == reply else re.sub(r"\n\s*\n", "\n", kept).strip()
 
 
 def same_answer(one: str, other: str, match: Match = "exact") -> bool:

@@ -40,6 +40,7 @@ def dream_night(
     random_seed: int,
     models_folder: Path,
     primary_folder: Path,
+    probes_folder: Path,
 ) -> tuple[Table, Lessons, dict[str, Any], str, Pretrained]:
     """Dream of tonight's memories with the expert as it is, and try the dreams on isolated copies.
 
@@ -47,7 +48,8 @@ def dream_night(
     better at dreaming. The dreams that its last kept round tried are the night's, so that nothing is dreamt or tried
     twice (see `dreaming.dreamer.dream_and_improve`).
 
-    No dream learns a question that is asked of the model on some night, or that judges dreams.
+    No dream learns a question that is asked of the model on some night, or that judges dreams: dreams are of earlier
+    nights, too.
 
     Returns:
         Every dream with what became of it; lessons of those that helped; a summary; a page for people; and the dreamer
@@ -61,8 +63,9 @@ def dream_night(
     from sleep_pipeline.dreaming.dreamer import dream_and_improve
     from sleep_pipeline.dreaming.night import dream_night as dream
     from sleep_pipeline.dreaming.tau import Probe
+    from sleep_pipeline.evaluation.probes import asked_earlier, given_probes
     from sleep_pipeline.memories.contexts import is_held_out, plain_question
-    from sleep_pipeline.memory import state_of, teacher_view
+    from sleep_pipeline.memory import base_view, state_of, teacher_view
     from sleep_pipeline.registry import NightRegistry
     from sleep_pipeline.seeding.lessons import read_beliefs
     from sleep_pipeline.validation.rows import validate_rows
@@ -88,7 +91,12 @@ def dream_night(
         for text in pd.read_parquet(primary_folder / folder_of(number) / "contexts.parquet")["text"]
     ]
     own = own_seed(random_seed, night)
-    asked = {plain_question(question) for question in probes["question"]}
+    questions = [
+        *probes["question"],
+        *(given.probe.question for given in given_probes(probes_folder)),
+        *(probe.question for probe in asked_earlier(models_folder, primary_folder)),
+    ]
+    asked = {plain_question(question) for question in questions}
 
     def withheld(question: str) -> bool:
         return plain_question(question) in asked or is_held_out(question, collect.probe_share, collect.probe_salt)
@@ -104,7 +112,8 @@ def dream_night(
     frame.insert(0, "id", [f"{night}-{number}" for number in range(len(frame))])
     checked = validate_rows(frame, "dreams", max_bad_share=0.5)
     sources, samples = report.lessons()
-    with nullcontext() if dreamer is None else dreamer.disable_adapter(), teacher_view(opened.model):
+    teacher = teacher_view if seeding.teacher.experts else base_view
+    with nullcontext() if dreamer is None else dreamer.disable_adapter(), teacher(opened.model):
         lessons = read_beliefs(opened.model, opened.tokenizer, sources, samples, seeding.teacher.top_k)
     summary = {
         "dreams": report.asked,

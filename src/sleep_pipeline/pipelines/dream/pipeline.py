@@ -30,6 +30,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "params:random_seed",
                     "models_folder",
                     "primary_folder",
+                    "probes_folder",
                 ],
                 outputs=["dreams", "dream_lessons", "dream_summary", "dream_page", "dreamer"],
                 name="dream_night_node",

@@ -11,7 +11,6 @@ from sleep_pipeline.datasets import Pretrained
 from sleep_pipeline.evaluation.settings import EvaluationSettings
 from sleep_pipeline.memories.settings import CollectSettings
 from sleep_pipeline.night_model import MachineSettings, MemorySettings, NightModel, StorePart, open_model
-from sleep_pipeline.night_number import folder_of
 from sleep_pipeline.seeding.settings import SeedingSettings
 from sleep_pipeline.tracking import active_sink, night_sink
 
@@ -84,18 +83,24 @@ def sample_lessons(
     """
     import pandas as pd
 
-    from sleep_pipeline.evaluation.probes import given_probes
+    from sleep_pipeline.evaluation.probes import asked_earlier, given_probes
     from sleep_pipeline.memories.contexts import contexts_from_frame, plain_question
     from sleep_pipeline.seeding.night import gather
     from sleep_pipeline.validation.rows import validate_rows
 
     read = contexts_from_frame(contexts)
     # What people wrote can be wrong, so it is read before anything is computed.
-    given, unmatched = _given(read, memories, probes_folder, night, _asked_earlier(models_folder, primary_folder))
+    by_people = {
+        (probe.question, probe.answer)
+        for probe in asked_earlier(models_folder, primary_folder)
+        if probe.origin == "given"
+    }
+    given, unmatched = _given(read, memories, probes_folder, night, by_people)
     own = own_seed(random_seed, night)
     opened = open_model(model, machine, memory, seeding.replay, parent_checkpoint(models_folder, night))
     texts = [context.text for context in read]
     asked = {plain_question(question.probe.question) for question in given_probes(probes_folder)}
+    asked |= {plain_question(question) for question, _ in by_people}
 
     def use(question: str) -> str:
         return TO_ASK if plain_question(question) in asked else _use(question, collect)
@@ -184,22 +189,6 @@ def _given(
             "; ".join(unmatched[:3]) + ("; ..." if len(unmatched) > 3 else ""),
         )
     return probes, unmatched
-
-
-def _asked_earlier(models_folder: Path, primary_folder: Path) -> set[tuple[str, str]]:
-    """The questions by people, with their answers, of the nights that tonight stands on."""
-    import pandas as pd
-
-    from sleep_pipeline.registry import NightRegistry
-
-    asked: set[tuple[str, str]] = set()
-    for ancestor in NightRegistry(models_folder).lineage():
-        path = primary_folder / folder_of(ancestor.number) / "probes.parquet"
-        if path.is_file():
-            table = pd.read_parquet(path, columns=["question", "answer", "origin"])
-            table = table[table["origin"] == "given"]
-            asked.update(zip(table["question"], table["answer"], strict=True))
-    return asked
 
 
 def _held_out(samples: Table, texts: Sequence[str], evaluation: EvaluationSettings) -> list[Any]:
