@@ -84,6 +84,17 @@ def test_inca_sorts_by_a_sentence_model_that_the_settings_name(
     assert result.accuracy().value == 1.0
 
 
+@pytest.mark.parametrize("name", ["sleep_context", "sleep_both"])
+def test_sleep_finds_its_context_by_the_embedder_that_the_settings_name(
+    tiny_model: Any, answering: Any, name: str
+) -> None:
+    settings = MethodSettings(layer=1, expert_rank=2, slots=2)
+    sleep: Any = make_method(name, copy.deepcopy(tiny_model), answering, settings)
+    inca: Any = make_method("inca", tiny_model, answering, settings)
+    texts = ["the river", "where is it"]
+    np.testing.assert_array_equal(sleep._embedder.embed(texts), inca._embedder.embed(texts))
+
+
 def test_a_sentence_model_with_pickled_weights_is_refused(sentence_model: Path) -> None:
     for weights in sentence_model.rglob("*.safetensors"):
         weights.rename(weights.with_name("pytorch_model.bin"))

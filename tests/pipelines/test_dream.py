@@ -10,7 +10,13 @@ import pandas as pd
 import pytest
 
 from sleep_pipeline.datasets import Pretrained, PretrainedDataset
-from sleep_pipeline.dreaming.settings import DreamingSettings, RestEmSettings, RewardSettings, TrialSettings
+from sleep_pipeline.dreaming.settings import (
+    DreamingSettings,
+    DreamSettings,
+    RestEmSettings,
+    RewardSettings,
+    TrialSettings,
+)
 from sleep_pipeline.memories.contexts import split_probes
 from sleep_pipeline.memories.settings import CollectSettings
 from sleep_pipeline.night_model import LevelSettings, MachineSettings, MemorySettings, StorePart, open_model
@@ -66,7 +72,9 @@ class Life:
         dataset.save(Pretrained((opened.model, StorePart(opened.store)), {"parent": champion_number(self.models)}))
         return dataset.load()
 
-    def dream(self, night: int, rest_em: RestEmSettings, contexts: int = 4) -> tuple[dict[str, Any], Path]:
+    def dream(
+        self, night: int, rest_em: RestEmSettings, contexts: int = 4, dreams: int = 6
+    ) -> tuple[dict[str, Any], Path]:
         """The summary, and the folder of the dreamer."""
         texts = list(ASKED)[:contexts]
         table = pd.DataFrame({"text": texts})
@@ -77,7 +85,10 @@ class Life:
             columns=["context", "question", "answer", "use"],
         )
         dreaming = DreamingSettings(
-            trials=TrialSettings(steps=12, lr=5e-3), rewards=RewardSettings(seeds=2), rest_em=rest_em
+            dreams=DreamSettings(dreams=dreams),
+            trials=TrialSettings(steps=12, lr=5e-3),
+            rewards=RewardSettings(seeds=2),
+            rest_em=rest_em,
         )
         *_, summary, _, dreamer = dream_night(
             self.seed(night),
@@ -255,6 +266,12 @@ def test_one_context_skips_the_rounds_with_a_reason_and_hands_the_dreamer_on(sec
     parent = second.models / "night_001"
     assert same(plain(second.began_with[0]), tensors(parent / WEIGHTS)), "it dreams with the dreamer that there is"
     assert (dreamer / WEIGHTS).read_bytes() == (parent / WEIGHTS).read_bytes()
+
+
+def test_a_night_without_dreams_hands_the_dreamer_on(second: Life) -> None:
+    summary, dreamer = second.dream(2, ROUND, dreams=0)
+    assert summary["says"] == "dreaming is off" and not any(second.began_with)
+    assert (dreamer / WEIGHTS).read_bytes() == (second.models / "night_001" / WEIGHTS).read_bytes()
 
 
 @pytest.mark.parametrize("rest_em", [RestEmSettings(), ROUND])

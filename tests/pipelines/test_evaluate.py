@@ -63,8 +63,10 @@ def test_a_night_of_which_nothing_was_asked_is_not_promoted_on_what_the_last_one
 
 TEXTS = ["It rained."]
 FITS = {"night": 33.0, "parent": 32.0, "base": 30.0}
+ASKED = {"match": EvaluationSettings().match, "max_new_tokens": EvaluationSettings().max_new_tokens}
 EARLIER = {
     "night": 1,
+    "asked": ASKED,
     "reading_answers": [1, 0, 1, 1],
     "perplexity": 10.0,
     "base": {"reading": [1, 1, 1, 1], "perplexity": 9.0},
@@ -111,6 +113,15 @@ def test_on_other_texts_the_parent_and_the_base_model_are_measured_again(skills:
     found = skills({**EARLIER, **told})
     assert (found["perplexity"], found["perplexity_before"]) == (33.0, 32.0)
     assert found["base"] == {"reading": [1, 1, 1, 1], "perplexity": 30.0}
+
+
+@pytest.mark.parametrize("asked", [{**ASKED, "match": "contains"}, {**ASKED, "max_new_tokens": 5}, None])
+def test_a_parent_that_was_judged_in_another_way_reads_again(skills: Any, asked: Any, caplog: Any) -> None:
+    with caplog.at_level("WARNING"):
+        found = skills({**EARLIER, "asked": asked, "texts_digest": texts_digest(TEXTS)})
+    assert found["reading_answers_before"] == [1, 1, 1, 1] and found["asked"] == ASKED
+    assert found["perplexity_before"] == 10.0
+    assert "not asked and judged as tonight" in caplog.text
 
 
 def test_before_the_first_night_there_is_the_base_model(skills: Any) -> None:

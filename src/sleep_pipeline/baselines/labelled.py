@@ -35,7 +35,8 @@ class Spent:
 
     Attributes:
         seconds: of `observe`, and of training that it puts off.
-        tokens: that the model read meanwhile, padding aside; a training step's tokens count once.
+        tokens: that the model read meanwhile, padding aside; a training step's tokens count once. What a dreamer reads
+            with an adapter of its own is not counted, and the copies that try dreams are with their padding.
     """
 
     seconds: float = 0.0

@@ -117,6 +117,9 @@ class DreamingSleep(LabelledSleep):
         dreaming: see `ClassDreamSettings`.
         **rest: see `LabelledSleep`.
 
+    Raises:
+        ValueError: the settings want no dreams; and see `LabelledSleep`.
+
     Attributes:
         dreamt: what came of each night's dreaming.
     """
@@ -125,6 +128,8 @@ class DreamingSleep(LabelledSleep):
         super().__init__(*of_sleep, **rest)
         self.dreamt: list[ClassDreams] = []
         self._dreaming = dreaming or ClassDreamSettings()
+        if not self._dreaming.night.dreams.dreams:
+            raise ValueError("dreaming.night.dreams.dreams is 0, which is the method `sleep`; give 1 or more a label")
         self._held_out: list[Example] = []
         self._dreamer: PeftModel = new_dreamer(self.model, self._dreaming.night.rest_em, self._seed)
         self._dreamer.base_model.disable_adapter_layers()

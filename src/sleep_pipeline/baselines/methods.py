@@ -154,6 +154,8 @@ def _sleep(sender: Sender, dreams: bool = False) -> Maker:
         from sleep_pipeline.baselines.labelled_dreaming import DreamingSleep
         from sleep_pipeline.baselines.labelled_sleep import LabelledSleep
 
+        # The default is the backbone with its memory.
+        own_embedder = settings.sentence_model is not None or settings.layer is not None
         kind = partial(DreamingSleep, dreaming=settings.dreaming) if dreams else LabelledSleep
         return kind(
             base,
@@ -161,6 +163,7 @@ def _sleep(sender: Sender, dreams: bool = False) -> Maker:
             settings.seeding,
             settings.memory(fast=sender != "context", width=base.config.hidden_size),
             sender,
+            embedder=_embedder(base, answering, settings) if own_embedder else None,
             shots=settings.shots,
             day_steps=settings.day_steps,
             day_rate=settings.fast_rate,

@@ -24,7 +24,8 @@ class BenchmarkSettings(BaseModel):
         classes: of a part; None as declared.
         test_rows_per_class: questions a class at most, the same for all methods and seeds; None asks all.
         threads: CPU threads; None as the machine's settings say.
-        precision: of all training; None as `settings.seeding.optimizer` says.
+        precision: of seeding and fine-tuning; None as `settings.seeding.optimizer` says. What learns by day does so in
+            the model's own, and dreams as `settings.dreaming` says.
         normalise: whether labels are compared by log-probability a token.
         settings: of the methods.
     """

@@ -99,7 +99,7 @@ class DreamSettings(_Settings):
 
     Attributes:
         prompts: what the dreamer is asked; embedded models understand what they were trained on.
-        dreams: `m`, dreams a context over all prompts, before any is dropped.
+        dreams: `m`, dreams a context over all prompts, before any is dropped; 0 leaves dreaming out of the night.
         max_new_tokens: where a dream is cut, and dropped.
         temperature: 1 draws as the dreamer believes; more is wilder and less often right.
         random_expert: whether every router opens one more expert of the memory, drawn for each dream; without it, an
@@ -113,7 +113,7 @@ class DreamSettings(_Settings):
     """
 
     prompts: list[DreamPrompt] = Field(default_factory=_dream_prompts, min_length=1)
-    dreams: PositiveInt = 6
+    dreams: NonNegativeInt = 6
     max_new_tokens: PositiveInt = 160
     temperature: float = Field(1.0, ge=0)
     random_expert: bool = True

@@ -82,15 +82,13 @@ def evaluate_night(
     if len(probes):
         after = before.append(night, rows, before=list(probes["before"]), open_book=list(probes["open_book"]))
     earlier = _of_night(reporting_folder, parent, METRICS)
-    metrics = _scores(after, tonight, probes) | _skills(
-        opened,
-        earlier,
-        evaluation,
-        texts,
-        lambda: view_before(opened.model, night, parent, NightRegistry(models_folder))(),
-    )
+
+    def parent_view() -> AbstractContextManager[None]:
+        return view_before(opened.model, night, parent, NightRegistry(models_folder))()
+
+    metrics = _scores(after, tonight, probes) | _skills(opened, earlier, evaluation, texts, parent_view)
     metrics |= {"night": night, "parent": parent, "lessons": manifest["lessons"], "slot": manifest["slot"]}
-    harness = _harness(opened, earlier, evaluation.harness)
+    harness = _harness(opened, earlier, evaluation.harness, parent_view)
     if harness:
         metrics["harness"] = harness
     metrics["dreams"] = {name: value for name, value in dream_summary.items() if isinstance(value, int)}
@@ -179,7 +177,7 @@ def _skills(
         evaluation: settings.
         texts: of plain English.
         parent_view: in which the model is its parent, which is asked for only where the parent was not measured on
-            these texts.
+            these texts, or not asked and judged in tonight's way.
     """
     from dataclasses import asdict
 
@@ -203,8 +201,10 @@ def _skills(
     base = dict(known.get("base", {}))
     # Nights of earlier releases do not say which texts they were measured on.
     same_texts = known.get("texts_digest") == digest
+    asked = {"match": evaluation.match, "max_new_tokens": evaluation.max_new_tokens}
+    same_way = known.get("asked") == asked
     with base_view(opened.model):
-        if "reading" not in base:
+        if "reading" not in base or not same_way:
             base["reading"] = reading()
         if "perplexity" not in base or not same_texts:
             base["perplexity"] = perplexity()
@@ -213,6 +213,14 @@ def _skills(
     else:
         # The questions are always the same ones in the same order; the last night may have been asked fewer or more.
         read_before = earlier["reading_answers"][: len(read)]
+        if not same_way:
+            logger.warning(
+                "night %d was not asked and judged as tonight (evaluation.match, evaluation.max_new_tokens), or does "
+                "not say so: its reading is measured again, and recall of the nights before is not comparable",
+                earlier["night"],
+            )
+            with parent_view():
+                read_before = reading()
         if same_texts:
             fit_before = earlier["perplexity"]
         else:
@@ -231,11 +239,17 @@ def _skills(
         "perplexity_before": fit_before,
         "base": base,
         "texts_digest": digest,
+        "asked": asked,
     }
 
 
-def _harness(opened: NightModel, earlier: dict[str, Any] | None, settings: HarnessSettings) -> dict[str, Any]:
-    """Scores in the tasks of lm-evaluation-harness after the night, and before it where they are known."""
+def _harness(
+    opened: NightModel,
+    earlier: dict[str, Any] | None,
+    settings: HarnessSettings,
+    parent_view: Callable[[], AbstractContextManager[None]],
+) -> dict[str, Any]:
+    """Scores in the tasks of lm-evaluation-harness after the night and before it; see `_skills`."""
     from sleep_pipeline.evaluation.harness import harness_scores
     from sleep_pipeline.memory import base_view
 
@@ -243,12 +257,11 @@ def _harness(opened: NightModel, earlier: dict[str, Any] | None, settings: Harne
         return {}
     asked = settings.model_dump(mode="json", exclude={"batch_size"}, exclude_none=True)
     scores = harness_scores(opened.model, opened.tokenizer, settings)
-    before: dict[str, float] = {}
-    if earlier is None:
-        with base_view(opened.model):
-            before = harness_scores(opened.model, opened.tokenizer, settings)
-    elif (known := earlier.get("harness", {})).get("asked") == asked:
+    if earlier is not None and (known := earlier.get("harness", {})).get("asked") == asked:
         before = known["scores"]
+    else:
+        with base_view(opened.model) if earlier is None else parent_view():
+            before = harness_scores(opened.model, opened.tokenizer, settings)
     return {"asked": asked, "scores": scores, "before": before}
 
 
