@@ -134,3 +134,14 @@ def test_a_model_that_thinks_aloud_by_default_answers_at_once(folder: Path) -> N
         tokenizer.save_pretrained(folder)
     assert without_thinking({"default": thinking})["default"] == tokenizer.chat_template
     assert without_thinking(plain) == plain, "where nothing thinks, nothing is touched"
+
+
+def test_a_relative_folder_is_found_from_anywhere_in_the_project(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("conf", "notebooks"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "pyproject.toml").touch()
+    for place in (tmp_path, tmp_path / "notebooks"):
+        monkeypatch.chdir(place)
+        assert load_tokenizer("model").padding_side == "left"

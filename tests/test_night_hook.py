@@ -12,7 +12,7 @@ from kedro.pipeline import Pipeline, node
 from sleep_pipeline.evaluation.probes import ProbeError
 from sleep_pipeline.evaluation.settings import EvaluationSettings
 from sleep_pipeline.evaluation.texts import TextsError
-from sleep_pipeline.night_hook import NightHook, NightRoomError
+from sleep_pipeline.night_hook import NightHook, NightRoomError, check_ancestors, check_register
 from sleep_pipeline.night_lock import LOCK
 from sleep_pipeline.registry import BASE, MANIFEST, Night, NightRegistry, RegistryError, manifest_digest
 
@@ -23,7 +23,10 @@ Usage = namedtuple("Usage", ("total", "used", "free"))
 def begin(folder: Path, pipeline: Pipeline = NIGHT, **inputs: Any) -> NightHook:
     hook = NightHook()
     given = {"models_folder": folder, **{name.replace("params_", "params:"): value for name, value in inputs.items()}}
-    hook.before_pipeline_run(pipeline, DataCatalog({name: MemoryDataset(value) for name, value in given.items()}))
+    named = {"runtime_params": {"night": inputs["params_night"]}} if "params_night" in inputs else {}
+    hook.before_pipeline_run(
+        named, pipeline, DataCatalog({name: MemoryDataset(value) for name, value in given.items()})
+    )
     return hook
 
 
@@ -107,3 +110,36 @@ def test_texts_that_the_evaluation_could_not_read_are_named_before_anything_is_d
     with pytest.raises(TextsError, match=reason):
         begin(tmp_path / "models", evaluates, params_evaluation=evaluation, raw_folder=tmp_path / "raw")
     assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_a_register_that_lacks_the_night_is_no_reason_to_do_nothing(tmp_path: Path) -> None:
+    models, reports = tmp_path / "models", tmp_path / "reports"
+    (reports / "night_001").mkdir(parents=True)
+    (reports / "night_001" / "registered.json").write_text("{}", encoding="utf-8")
+    given = {"params_night": 1, "reporting_folder": reports}
+    with pytest.raises(RegistryError, match=r"says that night 1 is registered.*dvc restore"):
+        begin(models, reading("params:night"), **given)
+    registered(models, 1)
+    begin(models, reading("params:night"), **given).after_pipeline_run()
+
+
+def test_a_night_that_was_counted_by_another_register_must_be_named(tmp_path: Path) -> None:
+    registered(tmp_path, 1, 2)
+    with pytest.raises(RegistryError, match=r"next one is night 1, and the register in .* says 3.*--params=night=3"):
+        check_register(NightRegistry(tmp_path), 1, False, tmp_path)
+    check_register(NightRegistry(tmp_path), 1, True, tmp_path)
+    check_register(NightRegistry(tmp_path), 3, False, tmp_path)
+
+
+@pytest.mark.parametrize("gone", ["contexts.parquet", "probes.parquet", "metrics.json"])
+def test_what_later_nights_are_compared_by_must_be_there(tmp_path: Path, gone: str) -> None:
+    registered(tmp_path, 1)
+    registry = NightRegistry(tmp_path)
+    check_ancestors(registry, tmp_path, tmp_path)
+    registry.promote(1)
+    for name in ("contexts.parquet", "probes.parquet", "metrics.json", "retention.json"):
+        (tmp_path / "night_001" / name).touch()
+    check_ancestors(registry, tmp_path, tmp_path)
+    (tmp_path / "night_001" / gone).unlink()
+    with pytest.raises(RegistryError, match=f"night_001/{gone} is gone.*dvc pull"):
+        check_ancestors(registry, tmp_path, tmp_path)

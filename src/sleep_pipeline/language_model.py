@@ -7,6 +7,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sleep_pipeline.night_number import project_folder
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,6 +41,14 @@ def embedded_path() -> Path:
     return Path(str(resources.files("sleep_pipeline").joinpath("embedded")))
 
 
+def _place_of(name_or_path: str | Path) -> str:
+    """A folder where there is one, below the working directory or the project; else the name as it is."""
+    if str(name_or_path) == EMBEDDED:
+        return str(embedded_path())
+    below = project_folder() / Path(name_or_path).expanduser()
+    return str(below) if below.is_dir() and not Path(name_or_path).is_dir() else str(name_or_path)
+
+
 def load_model(
     name_or_path: str | Path = EMBEDDED,
     *,
@@ -61,7 +71,7 @@ def load_model(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = load_tokenizer(name_or_path, trust_remote_code=trust_remote_code)
-    name = str(embedded_path()) if str(name_or_path) == EMBEDDED else str(name_or_path)
+    name = _place_of(name_or_path)
     _check_folder(name, str(name_or_path), trust_remote_code)
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
@@ -85,7 +95,7 @@ def load_tokenizer(name_or_path: str | Path = EMBEDDED, *, trust_remote_code: bo
     """
     from transformers import AutoTokenizer
 
-    name = str(embedded_path()) if str(name_or_path) == EMBEDDED else str(name_or_path)
+    name = _place_of(name_or_path)
     _check_folder(name, str(name_or_path), trust_remote_code)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)

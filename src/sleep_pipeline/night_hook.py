@@ -12,7 +12,7 @@ from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 
 from sleep_pipeline.night_lock import NightLock
-from sleep_pipeline.night_number import check_turn
+from sleep_pipeline.night_number import check_turn, folder_of
 from sleep_pipeline.registry import NightRegistry
 
 _NIGHT = "params:night"
@@ -20,6 +20,8 @@ _DREAMING = "params:dreaming"
 _EVALUATION = "params:evaluation"
 _PROBES = "probes_folder"
 _RAW = "raw_folder"
+_REPORTING = "reporting_folder"
+_EVALUATES = "evaluate_night_node"
 LEAST_FREE_MIB = 256.0
 """Several times what a night of the embedded model leaves behind; `sleep-pipeline plan` says what any needs."""
 
@@ -41,7 +43,7 @@ def check_room(folder: Path) -> None:
     except OSError as error:
         raise NightRoomError(
             f"{folder} cannot be written ({error.strerror}), and a night keeps its checkpoints there: make it "
-            "writable, or let models_folder of the catalog name another one"
+            "writable, or make it a link to another place"
         ) from error
     free = shutil.disk_usage(folder).free / 2**20
     if free < LEAST_FREE_MIB:
@@ -49,6 +51,63 @@ def check_room(folder: Path) -> None:
             f"the disk of {folder} has {free:.0f} MiB left, and a night needs at least {LEAST_FREE_MIB:.0f}: make room "
             "first; nothing was begun"
         )
+
+
+def check_register(registry: NightRegistry, night: int, named: bool, reporting_folder: Path) -> None:
+    """Make sure that the register is that of the night's life: of another one, Kedro would find its night done.
+
+    Args:
+        registry: of the catalog's `models_folder`.
+        night: as the configuration has it.
+        named: whether the user named it.
+        reporting_folder: of the life.
+
+    Raises:
+        RegistryError: the register does not know a night that was registered, or the night was counted by another.
+    """
+    from sleep_pipeline.registry import RegistryError
+
+    if not named and night != registry.next_night():
+        raise RegistryError(
+            f"nights are counted in data/06_models, where the next one is night {night}, and the register in "
+            f"{registry.folder} says {registry.next_night()}: name the night (--params=night={registry.next_night()}), "
+            "or leave models_folder where it was and make it a link"
+        )
+    report = reporting_folder / folder_of(night) / "registered.json"
+    if report.exists() and night not in registry.nights():
+        raise RegistryError(
+            f"{report} says that night {night} is registered, and the register in {registry.folder} does not know it: "
+            "`sleep-pipeline dvc restore` enters what is there, or take the register from a backup; to begin anew, "
+            "delete the life's folders in all layers of data/"
+        )
+
+
+def check_ancestors(registry: NightRegistry, primary_folder: Path, reporting_folder: Path) -> None:
+    """Make sure that what a night is asked and compared by is there, before it is needed hours later.
+
+    Raises:
+        RegistryError: a file of a night that tonight stands on is gone; it names the file.
+    """
+    from sleep_pipeline.registry import RegistryError
+
+    lineage = registry.lineage()
+    wanted = [
+        path
+        for night in lineage
+        for path in (
+            primary_folder / folder_of(night.number) / "contexts.parquet",
+            primary_folder / folder_of(night.number) / "probes.parquet",
+            reporting_folder / folder_of(night.number) / "metrics.json",
+        )
+    ]
+    if lineage:
+        wanted.append(reporting_folder / folder_of(lineage[-1].number) / "retention.json")
+    for path in wanted:
+        if not path.exists():
+            raise RegistryError(
+                f"{path} is gone, and every later night is asked and compared by it: fetch it (dvc pull, or a backup), "
+                "or go back to a night before it (sleep-pipeline rollback)"
+            )
 
 
 def _check_inputs(inputs: set[str], catalog: CatalogProtocol[Any, Any]) -> None:
@@ -80,7 +139,9 @@ class NightHook:
         self._lock: NightLock | None = None
 
     @hook_impl(tryfirst=True)
-    def before_pipeline_run(self, pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> None:
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]
+    ) -> None:
         """Check what only the end of the night needs, and take the lock, before anything is recorded or computed."""
         self._release()
         inputs = pipeline.inputs()
@@ -89,7 +150,13 @@ class NightHook:
             registry = NightRegistry(Path(catalog.load("models_folder")))
             check_room(registry.folder)
             if _NIGHT in inputs:
-                check_turn(registry, int(catalog.load(_NIGHT)))
+                night = int(catalog.load(_NIGHT))
+                check_turn(registry, night)
+                if _REPORTING in catalog:
+                    reporting = Path(catalog.load(_REPORTING))
+                    check_register(registry, night, "night" in (run_params.get("runtime_params") or {}), reporting)
+                    if any(node.name == _EVALUATES for node in pipeline.nodes):
+                        check_ancestors(registry, Path(catalog.load("primary_folder")), reporting)
         _check_inputs(inputs, catalog)
         if registry is not None:
             lock = NightLock(registry.folder)

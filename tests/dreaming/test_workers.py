@@ -74,7 +74,7 @@ def test_without_ray_no_night_begins(tmp_path: Path) -> None:
     nodes = [node(lambda *_: None, ["models_folder", "params:dreaming"], None, name="dreams", tags=["night"])]
     entries = {"models_folder": MemoryDataset(tmp_path), "params:dreaming": MemoryDataset(TWO.model_dump())}
     with pytest.raises(ModuleNotFoundError, match=MISSING):
-        NightHook().before_pipeline_run(Pipeline(nodes), DataCatalog(entries))
+        NightHook().before_pipeline_run({}, Pipeline(nodes), DataCatalog(entries))
     assert not list(tmp_path.iterdir())
 
 

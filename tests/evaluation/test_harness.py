@@ -150,7 +150,7 @@ def test_a_night_whose_tasks_cannot_be_run_does_not_begin(tmp_path: Path) -> Non
     catalog: Any = SimpleNamespace(load={"params:evaluation": parameters, "models_folder": tmp_path}.__getitem__)
     pipeline = Pipeline([node(lambda evaluation: 1, "params:evaluation", "scores", name="ask", tags=["night"])])
     with pytest.raises(ModuleNotFoundError, match=r"sleep-pipeline\[harness\]"):
-        NightHook().before_pipeline_run(pipeline, catalog)
+        NightHook().before_pipeline_run({}, pipeline, catalog)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -252,5 +252,5 @@ def test_a_night_is_refused_before_it_begins(tmp_path: Path) -> None:
     settings = DreamingSettings(dreams=DREAMS).model_dump()
     entries = {"models_folder": MemoryDataset(tmp_path), "params:dreaming": MemoryDataset(settings)}
     with pytest.raises(ValueError, match=r"dreaming\.dreams\.engine=vllm .* experts of its memory: set transformers"):
-        NightHook().before_pipeline_run(Pipeline(nodes), DataCatalog(entries))
+        NightHook().before_pipeline_run({}, Pipeline(nodes), DataCatalog(entries))
     assert not list(tmp_path.iterdir())

@@ -62,6 +62,20 @@ def test_a_run_is_recorded_with_what_it_was_given(project: Path) -> None:
     assert run.data.tags["kedro.env"] == "base"
 
 
+def test_a_server_that_goes_away_ends_no_run(
+    project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def gone(*_: object, **__: object) -> None:
+        raise OSError("connection refused")
+
+    monkeypatch.setattr(MlflowClient, "set_terminated", gone)
+    monkeypatch.setattr(TrackedRun, "set_tags", gone)
+    execute(project)
+    assert "MLflow does not take what the run says (OSError: connection refused)" in caplog.text
+    with pytest.raises(ValueError, match="the toy is broken"):
+        execute(project, toy={"fail": True})
+
+
 def test_step_metrics_and_durations_are_recorded(project: Path) -> None:
     execute(project)
     (run,) = runs_of(project)

@@ -37,11 +37,12 @@ _NETWORKS = re.compile(
 _PRIVATE_KEY = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY[A-Z ]*-----.*?(?:-----END [A-Z ]*PRIVATE KEY[A-Z ]*-----|\Z)", re.S
 )
-_KEYWORD = re.compile(r"key|pass|pwd|secret|contrase", re.I)
+_KEYWORD = re.compile(r"key|pass|pwd|pw|kennwort|secret|contrase", re.I)
 # How people write it to each other; detect-secrets knows how programs do.
 _TOLD = re.compile(
-    r"\b(?:password|passwd|passphrase|passcode|pwd|api[ _-]?key|access[ _-]?token|secret[ _-]?key)\b"
-    r"\s*(?:(?:is|was)\s*:?|[=:])\s*[\"'`]?(\S{6,})",
+    r"\b(?:password|passwd|passphrase|passcode|pwd|pass|pw|passwort|kennwort"
+    r"|api[ _-]?key|access[ _-]?token|secret[ _-]?key)\b"
+    r"[*_\"'`]{0,3}\s*(?:(?:is|was|ist|lautet)\s*:?|[=:]|[-\u2013\u2014\u2192]\s)[*_]{0,3}\s*[\"'`]?(\S{6,})",
     re.I,
 )
 _TOKEN = re.compile(r"(?<![\w/+=.-])[A-Za-z0-9_+/-]{24,200}={0,2}(?![\w/+])")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from sleep_pipeline.memories.duplicates import drop_near_duplicates
+from sleep_pipeline.memories.files import READERS
 from sleep_pipeline.memories.reading import Reading, new_memories, read_folder
 from sleep_pipeline.memories.records import Duplicate, Memory, Rejected
 from sleep_pipeline.memories.settings import CollectSettings
@@ -25,6 +26,7 @@ class Tonight:
         said_twice: what another memory says already.
         reading: the whole folder, whatever its night.
         learned: how many memories of the folder earlier nights have learned.
+        waiting: files whose memories are for a later night.
     """
 
     memories: tuple[Memory, ...]
@@ -32,18 +34,28 @@ class Tonight:
     said_twice: tuple[Duplicate, ...]
     reading: Reading
     learned: int = 0
+    waiting: tuple[str, ...] = ()
 
     def too_bad(self, max_bad_share: float) -> str | None:
-        """Why so much could not be read that the night must not begin; None if it may."""
+        """Why so much could not be read that the night must not begin; None if it may.
+
+        Files of kinds that are never read, as pictures among notes are, say nothing of the others.
+        """
+        bad = [item for item in self.refused if item.line or _could_hold_memories(item.source)]
         # Rows that were bad on earlier nights are refused again, so what those nights could read counts as well.
-        seen = len(self.memories) + len(self.refused) + self.learned
-        if len(self.refused) <= max_bad_share * seen:
+        seen = len(self.memories) + len(bad) + self.learned
+        if len(bad) <= max_bad_share * seen:
             return None
-        first = "; ".join(map(str, self.refused[:3]))
+        first = "; ".join(map(str, bad[:3]))
         return (
-            f"memories: {len(self.refused)} of {seen} could not be read, more than the share {max_bad_share:g} that "
+            f"memories: {len(bad)} of {seen} could not be read, more than the share {max_bad_share:g} that "
             f"is allowed ({first}); correct them, or raise collect.max_bad_share"
         )
+
+
+def _could_hold_memories(source: str) -> bool:
+    """Whether a file is of a kind that is read, or of one that its owner may take for such."""
+    return PurePosixPath(source).suffix.lower() in {*READERS, ".json", ""}
 
 
 def day_of(source: str) -> int:
@@ -74,4 +86,5 @@ def read_tonight(folder: Path, settings: CollectSettings, night: int, known: Col
         said_twice=tuple(item for item in (*reading.duplicates, *unique.duplicates) if day_of(item.source) <= night),
         reading=reading,
         learned=len(reading.memories) - len(new),
+        waiting=tuple(dict.fromkeys(memory.source for memory in new if day_of(memory.source) > night)),
     )

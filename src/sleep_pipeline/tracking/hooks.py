@@ -8,6 +8,8 @@ Whether or not anything is recorded, what a node that fails had made by then is 
 import logging
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,15 @@ _NIGHT = "params:night"
 PHASES = ("collect", "seed", "dream", "refine", "evaluate")
 WHOLE_NIGHTS = ("sleep", "__default__")
 REGISTERS = "register_night_node"
+
+
+@contextmanager
+def _whatever_mlflow_says() -> Iterator[None]:
+    """Go on where MLflow fails after a run has begun: what it shows is a view of the night, and not the night."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning("MLflow does not take what the run says (%s: %s); the run goes on", type(error).__name__, error)
 
 
 def _phase_of(node: Node) -> str | None:
@@ -148,7 +159,8 @@ class MlflowHook:
         if run is not None and self._phased and phase is not None and phase != self._phase:
             self._end_phase("FINISHED")
             self._phase = phase
-            set_phase_run(run.child(phase, {"phase": phase}))
+            with _whatever_mlflow_says():
+                set_phase_run(run.child(phase, {"phase": phase}))
         if run is not None and phase is not None:
             child = phase_run()
             self._inputs.record([run] if child is None else [run, child], catalog, inputs)
@@ -165,7 +177,8 @@ class MlflowHook:
         _write_made(error, node, catalog)
         run = active_run()
         if run is not None:
-            run.set_tags({"error.node": node.name})
+            with _whatever_mlflow_says():
+                run.set_tags({"error.node": node.name})
             self._log_seconds(node.name)
 
     @hook_impl
@@ -185,7 +198,8 @@ class MlflowHook:
         """End the run as FAILED, with the error as a tag."""
         run = active_run()
         if run is not None:
-            run.set_tags({"error": f"{type(error).__name__}: {error}"})
+            with _whatever_mlflow_says():
+                run.set_tags({"error": f"{type(error).__name__}: {error}"})
         self._end("FAILED")
 
     def _log_seconds(self, name: str) -> None:
@@ -200,7 +214,8 @@ class MlflowHook:
         self._phase = None
         set_phase_run(None)
         if run is not None:
-            run.finish(status)
+            with _whatever_mlflow_says():
+                run.finish(status)
 
     def _end(self, status: str) -> None:
         run = active_run()
@@ -210,4 +225,5 @@ class MlflowHook:
         if status != "KILLED":
             self._log_seconds("")
         set_active_run(None)
-        run.finish(status)
+        with _whatever_mlflow_says():
+            run.finish(status)

@@ -80,10 +80,12 @@ def collect_memories(
         bad.made = made
         raise bad
     if not len(checked.good):
+        waiting = tonight.waiting
+        later = f", {len(waiting)} files wait for a later night, such as {waiting[0]}" if waiting else ""
         nothing = NothingNewError(
             f"{memories_folder} holds no new memory for night {night} ({len(known)} are learned, {len(quarantine)} are "
-            "in quarantine): put files into it, or see in the night's quarantine.parquet below data/02_intermediate "
-            "what is wrong with those that are there"
+            f"in quarantine{later}): put files into it, or see in the night's quarantine.parquet below "
+            "data/02_intermediate what is wrong with those that are there"
         )
         nothing.made = made
         raise nothing

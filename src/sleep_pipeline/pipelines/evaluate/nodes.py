@@ -302,6 +302,7 @@ def register_night(
     models_folder: Path,
 ) -> dict[str, Any]:
     """Enter the night into the register, and promote or reject it. Doing so again changes nothing."""
+    import shutil
     from dataclasses import asdict
     from datetime import UTC, datetime
 
@@ -330,6 +331,8 @@ def register_night(
         registry.promote(night)
     elif champion is None or champion.number != night:
         registry.reject(night)
+    # Checkpoints of its training, by which it would have gone on.
+    shutil.rmtree(models_folder / "progress" / folder_of(night), ignore_errors=True)
     return asdict(registry.night(night)) | {"aliases": registry.aliases()}
 
 
