@@ -14,6 +14,7 @@ from sleep_pipeline.evaluation.settings import EvaluationSettings
 from sleep_pipeline.evaluation.texts import TextsError
 from sleep_pipeline.night_hook import NightHook, NightRoomError, check_ancestors, check_register
 from sleep_pipeline.night_lock import LOCK
+from sleep_pipeline.night_number import next_number
 from sleep_pipeline.registry import BASE, MANIFEST, Night, NightRegistry, RegistryError, manifest_digest
 
 NIGHT = Pipeline([node(lambda folder: None, "models_folder", None, name="sleeps", tags=["night"])])
@@ -129,6 +130,19 @@ def test_a_night_that_was_counted_by_another_register_must_be_named(tmp_path: Pa
         check_register(NightRegistry(tmp_path), 1, False, tmp_path)
     check_register(NightRegistry(tmp_path), 1, True, tmp_path)
     check_register(NightRegistry(tmp_path), 3, False, tmp_path)
+
+
+def test_a_night_that_ended_before_its_report_is_the_next_one_again(tmp_path: Path) -> None:
+    models, reports = tmp_path / "models", tmp_path / "reports"
+    registry = NightRegistry(models)
+    assert next_number(registry, reports) == 1
+    registered(models, 1, 2)
+    assert next_number(registry, reports) == 3, "what was cleared away is not done again"
+    (reports / "night_002").mkdir(parents=True)
+    (reports / "night_002" / "metrics.json").touch()
+    assert next_number(registry, reports) == 2
+    (reports / "night_002" / "report.html").touch()
+    assert next_number(registry, reports) == 3
 
 
 @pytest.mark.parametrize("gone", ["contexts.parquet", "probes.parquet", "metrics.json"])

@@ -12,7 +12,7 @@ from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 
 from sleep_pipeline.night_lock import NightLock
-from sleep_pipeline.night_number import check_turn, folder_of
+from sleep_pipeline.night_number import check_turn, folder_of, next_number
 from sleep_pipeline.registry import NightRegistry
 
 _NIGHT = "params:night"
@@ -67,11 +67,12 @@ def check_register(registry: NightRegistry, night: int, named: bool, reporting_f
     """
     from sleep_pipeline.registry import RegistryError
 
-    if not named and night != registry.next_night():
+    following = next_number(registry, reporting_folder)
+    if not named and night != following:
         raise RegistryError(
             f"nights are counted in data/06_models, where the next one is night {night}, and the register in "
-            f"{registry.folder} says {registry.next_night()}: name the night (--params=night={registry.next_night()}), "
-            "or leave models_folder where it was and make it a link"
+            f"{registry.folder} says {following}: name the night (--params=night={following}), or leave models_folder "
+            "where it was and make it a link"
         )
     report = reporting_folder / folder_of(night) / "registered.json"
     if report.exists() and night not in registry.nights():

@@ -17,8 +17,16 @@ def project_folder() -> Path:
     return Path(__file__).resolve().parents[2]
 
 
+def next_number(registry: NightRegistry, reporting_folder: Path) -> int:
+    """The night after the last one that was registered, or that one if it ended before its report was written."""
+    following = registry.next_night()
+    reports = reporting_folder / folder_of(following - 1)
+    unfinished = (reports / "metrics.json").exists() and not (reports / "report.html").exists()
+    return following - 1 if following > 1 and unfinished else following
+
+
 def night_number(life: str, asked: int | str | None) -> int:
-    """The night that was asked for, or the next one of a life: one more than any that was registered.
+    """The night that was asked for, or the next one of a life; see `next_number`.
 
     Raises:
         ValueError: what was asked for is no night.
@@ -26,7 +34,8 @@ def night_number(life: str, asked: int | str | None) -> int:
     if asked in (None, "null", ""):
         from sleep_pipeline.registry import NightRegistry
 
-        return NightRegistry(project_folder() / "data" / "06_models" / str(life)).next_night()
+        data = project_folder() / "data"
+        return next_number(NightRegistry(data / "06_models" / str(life)), data / "08_reporting" / str(life))
     number = int(asked) if str(asked).isdigit() else 0
     if number < 1:
         raise ValueError(f"night={asked!r} is no night; nights are counted from 1")
