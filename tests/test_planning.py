@@ -88,6 +88,7 @@ def night(project: Path, number: int, seconds: float, promoted: bool = True) -> 
     reports.mkdir(parents=True, exist_ok=True)
     parts = {"sampling": seconds, "beliefs": 1.0, "training": 2 * seconds}
     (reports / "metrics.json").write_text(json.dumps({"seconds": parts}), encoding="utf-8")
+    (reports / "report.html").touch()
 
 
 def test_before_the_first_night_everything_is_to_do(project: Path) -> None:

@@ -158,28 +158,36 @@ def test_a_night_whose_tasks_cannot_be_run_does_not_begin(tmp_path: Path) -> Non
     ("earlier", "before", "asked"),
     [
         (None, SCORES, 2),
-        ({"harness": {"asked": {"tasks": ["toy"], "limit": 9, "chat_template": False}, "scores": {"x": 1.0}}}, {}, 1),
+        (
+            {"harness": {"asked": {"tasks": ["toy"], "limit": 9, "chat_template": False}, "scores": {"x": 1.0}}},
+            SCORES,
+            2,
+        ),
         (
             {"harness": {"asked": {"tasks": ["toy"], "limit": 100, "chat_template": False}, "scores": {"x": 1.0}}},
             {"x": 1.0},
             1,
         ),
-        ({}, {}, 1),
+        ({}, SCORES, 2),
     ],
     ids=["the first night asks the base model", "asked otherwise", "asked the same", "never asked"],
 )
-def test_the_scores_before_are_those_of_the_parent_if_it_was_asked_the_same(
+def test_the_scores_before_are_the_parents_own_if_it_was_asked_the_same(
     stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, earlier: Any, before: dict[str, float], asked: int
 ) -> None:
     from sleep_pipeline.pipelines.evaluate.nodes import _harness
 
+    views = []
+
     @contextmanager
-    def view(model: Any) -> Iterator[None]:
+    def view(name: str) -> Iterator[None]:
+        views.append(name)
         yield
 
-    monkeypatch.setattr("sleep_pipeline.memory.base_view", view)
+    monkeypatch.setattr("sleep_pipeline.memory.base_view", lambda model: view("base"))
     opened: Any = SimpleNamespace(model="model", tokenizer="tokenizer")
-    found = _harness(opened, earlier, HarnessSettings(tasks=("toy",)))
+    found = _harness(opened, earlier, HarnessSettings(tasks=("toy",)), lambda: view("parent"))
+    assert views == ([] if asked == 1 else ["base"] if earlier is None else ["parent"])
     assert (found["scores"], found["before"], len(stand_in.asked)) == (SCORES, before, asked)
     assert json.loads(json.dumps(found)) == found
 

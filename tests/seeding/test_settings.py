@@ -51,7 +51,7 @@ def test_lambda_has_the_name_that_the_paper_gives_it_and_one_that_python_allows(
 
 @pytest.mark.parametrize(
     ("share", "rows", "group", "prompts"),
-    [(0.0, 48, 4, 0), (0.125, 48, 4, 2), (0.5, 8, 2, 2), (1.0, 8, 4, 2), (0.04, 48, 4, 0), (0.3, 48, 4, 4)],
+    [(0.0, 48, 4, 0), (0.125, 48, 4, 2), (0.5, 8, 2, 2), (1.0, 8, 4, 2), (0.04, 48, 4, 1), (0.3, 48, 4, 4)],
 )
 def test_the_on_policy_share_is_rounded_to_whole_groups(share: float, rows: int, group: int, prompts: int) -> None:
     values = {"rows": rows, "on_policy": share, "imitation": {"group": group}}
