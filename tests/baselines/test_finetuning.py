@@ -41,20 +41,23 @@ def read(tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> list[torch.Ten
     return logits
 
 
-def test_the_teacher_of_an_adapter_reads_without_it(tiny_model: Any, tiny_tokenizer: Any, read: list[Any]) -> None:
-    learner = FineTuning(tiny_model, tiny_tokenizer, settings(), "samples", rank=4)
+@pytest.mark.parametrize("rank", [4, None])
+def test_the_teacher_reads_without_what_earlier_nights_taught(
+    tiny_model: Any, tiny_tokenizer: Any, read: list[Any], rank: int | None
+) -> None:
+    learner = FineTuning(tiny_model, tiny_tokenizer, settings(), "samples", rank=rank)
     for night in (1, 2):
         learner.learn(["a text"], night)
     torch.testing.assert_close(read[1], read[0], rtol=0, atol=0)
-    adapted = learner.model(torch.tensor([tiny_tokenizer("where is the river")["input_ids"]])).logits
-    assert not torch.allclose(adapted, read[0])
+    tuned = learner.model(torch.tensor([tiny_tokenizer("where is the river")["input_ids"]])).logits
+    assert not torch.allclose(tuned, read[0])
 
 
-@pytest.mark.parametrize(("rank", "experts"), [(4, True), (None, False)])
-def test_the_teacher_is_what_was_trained_where_nothing_can_or_shall_be_set_aside(
-    tiny_model: Any, tiny_tokenizer: Any, read: list[Any], rank: int | None, experts: bool
+@pytest.mark.parametrize("rank", [4, None])
+def test_the_teacher_is_what_was_trained_where_the_settings_say_so(
+    tiny_model: Any, tiny_tokenizer: Any, read: list[Any], rank: int | None
 ) -> None:
-    learner = FineTuning(tiny_model, tiny_tokenizer, settings(experts), "samples", rank=rank)
+    learner = FineTuning(tiny_model, tiny_tokenizer, settings(experts=True), "samples", rank=rank)
     for night in (1, 2):
         learner.learn(["a text"], night)
     assert not torch.allclose(read[1], read[0])

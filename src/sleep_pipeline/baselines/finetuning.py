@@ -7,9 +7,10 @@ cross-entropy.
 
 from __future__ import annotations
 
+import copy
 import random
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -55,7 +56,8 @@ class FineTuning:
         settings: of seeding; `lambda` and the reward are left out.
         data: `documents`: the raw texts; `samples`: what the model says about them with the text before it; `beliefs`:
             the same with its distributions, which is self-distillation. As with sleep, the teacher reads without what
-            earlier nights taught, unless `teacher.experts` says otherwise; all weights at once cannot be set aside.
+            earlier nights taught, unless `teacher.experts` says otherwise: with the adapter set aside, or, where all
+            weights train, from a copy of the base model, which is not counted as stored.
         rank: of one LoRA adapter over all linear layers, trained on every night; None trains all weights.
         replay: whether lessons of earlier nights are replayed, as many as sleep replays.
         anchor: weight of elastic weight consolidation; 0 for none.
@@ -75,7 +77,10 @@ class FineTuning:
         learning_rate: float | None = None,
         seed: int = 0,
     ) -> None:
+        self._reader: PreTrainedModel | None = None
         if rank is None:
+            if data != "documents" and not settings.teacher.experts:
+                self._reader = copy.deepcopy(base).requires_grad_(False).eval()
             self.model = base.requires_grad_(True)
         else:
             config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -108,8 +113,8 @@ class FineTuning:
         if self._data == "documents":
             lessons = [raw_lesson(self._tokenizer, document) for document in documents]
         else:
-            with self._teacher():
-                gathered = gather(self.model, self._tokenizer, documents, self._settings, own)
+            with self._teacher() as teacher:
+                gathered = gather(teacher, self._tokenizer, documents, self._settings, own)
             lessons, open_book = gathered.lessons, gathered.open_book
             if self._data == "samples":
                 lessons = [certain(lesson) for lesson in lessons]
@@ -132,11 +137,14 @@ class FineTuning:
         if self._anchor is not None:
             self._anchor.remember(lessons, self._tokenizer.pad_token_id, own)
 
-    def _teacher(self) -> AbstractContextManager[None]:
-        """Set the adapter aside while the model reads, as sleep sets aside its experts."""
+    @contextmanager
+    def _teacher(self) -> Iterator[PreTrainedModel]:
+        """The model that reads: without what earlier nights taught, as sleep sets aside its experts."""
         if self._settings.teacher.experts or not isinstance(self.model, PeftModel):
-            return nullcontext()
-        return self.model.disable_adapter()
+            yield self.model if self._reader is None else self._reader
+            return
+        with self.model.disable_adapter():
+            yield self.model
 
     def _rows(self, lessons: Sequence[Lesson]) -> int:
         """As many rows as make sleep's tokens a step: documents are longer than questions with answers."""
