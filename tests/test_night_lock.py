@@ -16,7 +16,8 @@ from sleep_pipeline.night_lock import LOCK, NightLock, NightLockError, Owner, cu
 HOLDER = """
 import sys
 from sleep_pipeline.night_lock import NightLock
-NightLock(sys.argv[1]).acquire()
+lock = NightLock(sys.argv[1])
+lock.acquire()
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -65,6 +66,33 @@ def test_a_night_of_another_process_holds_until_that_is_killed(tmp_path: Path) -
         os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)
         with NightLock(tmp_path):
             assert current_owner(tmp_path).pid == os.getpid()  # type: ignore[union-attr]
+
+
+def test_a_night_in_another_container_holds_though_its_process_cannot_be_seen_from_here(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        # Its number means another process here, or none.
+        write_lock(tmp_path, pid=2**22 + 1, process="this boot/17")
+        with pytest.raises(NightLockError, match="A night is under way"):
+            NightLock(tmp_path).check()
+        with pytest.raises(NightLockError, match="A night is under way"):
+            NightLock(tmp_path).acquire()
+        holder.kill()
+        holder.wait()
+        with NightLock(tmp_path):
+            assert current_owner(tmp_path).pid == os.getpid()  # type: ignore[union-attr]
+
+
+def test_whether_a_night_runs_is_asked_without_being_taken_for_one(tmp_path: Path) -> None:
+    lock = NightLock(tmp_path)
+    with lock:
+        pass
+    for _ in range(2):
+        lock.check()
+    with lock, pytest.raises(NightLockError):
+        NightLock(tmp_path).check()
+    NightLock(tmp_path).check()
 
 
 def test_a_reused_process_number_is_not_the_owner(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """One night at a time: a lock file that names its owner and outlives no process.
 
-Whether the owner lives is decided by its process, never by the clock: on Linux a process is known by its number, the
-ticks after boot at which it started and the boot itself, none of which move when the clock does.
+Whether the owner lives is decided by its process, never by the clock. As long as it runs it holds a lock of the kernel's
+on a file beside, which containers of one machine see of each other though each numbers its processes anew. Where a file
+system knows no such locks, on Linux a process is known by its number, the ticks after boot at which it started and the
+boot itself, none of which move when the clock does.
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from sleep_pipeline.registry import write_atomically
 
 LOCK = "night.lock"
 GUARD = "night.lock.guard"
+HELD = "night.lock.held"
 
 
 class NightLockError(RuntimeError):
@@ -101,6 +104,7 @@ class NightLock:
     def __init__(self, folder: Path | str):
         self.path = Path(folder) / LOCK
         self._owner: Owner | None = None
+        self._held: IO[str] | None = None
 
     def __enter__(self) -> NightLock:
         self.acquire()
@@ -120,6 +124,7 @@ class NightLock:
             if self.path.exists():
                 self._refuse_unless_dead(now)
             write_atomically(self.path, json.dumps(asdict(owner), indent=2) + "\n")
+            self._held = _hold(self._held_path)
         self._owner = owner
 
     def check(self) -> None:
@@ -129,9 +134,16 @@ class NightLock:
 
     def release(self) -> None:
         """Give the lock back; a lock that another owner has taken meanwhile is left alone."""
-        held, self._owner = self._owner, None
-        if held is not None and _read(self.path) == held:
+        owner, self._owner = self._owner, None
+        if owner is not None and _read(self.path) == owner:
             self.path.unlink(missing_ok=True)
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
+    @property
+    def _held_path(self) -> Path:
+        return self.path.with_name(HELD)
 
     def _refuse_unless_dead(self, now: datetime) -> None:
         owner = _read(self.path)
@@ -141,7 +153,7 @@ class NightLock:
             )
         if owner.host != socket.gethostname():
             remedy = f"wait for it; if {owner.host} runs no night any more, delete {self.path}"
-        elif _lives(owner):
+        elif _is_held(self._held_path) or _lives(owner):
             remedy = "wait for it, or end it"
         else:
             return
@@ -153,6 +165,36 @@ def _lives(owner: Owner) -> bool:
     if running is None:
         return False
     return not (running and owner.process) or running == owner.process
+
+
+def _hold(path: Path) -> IO[str] | None:
+    """Lock a file until it is closed or this process ends; None where someone else has it, or it cannot be locked.
+
+    The file stays when the lock goes: one that was deleted and made anew would be another file to the kernel.
+    """
+    import fcntl
+
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def _is_held(path: Path) -> bool:
+    """Whether a running process of this machine, or of one of its containers, has locked a file."""
+    import fcntl
+
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 @contextmanager
