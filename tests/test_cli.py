@@ -98,6 +98,15 @@ def test_the_doctor_ends_with_0_when_nothing_is_missing(monkeypatch: pytest.Monk
     assert (code, output.split()) == (0, ["tracking", f"sqlite:///{project_root}/mlflow.db"])
 
 
+@pytest.mark.parametrize("command", ["doctor", "ui", "plan", "lineage", "wake"])
+def test_an_environment_that_does_not_exist_is_named_with_those_that_do(
+    monkeypatch: pytest.MonkeyPatch, project_root: Path, command: str
+) -> None:
+    code, output = invoke(monkeypatch, project_root, command, "--env=bse")
+    assert code == 2
+    assert "has no environment 'bse'; choose one of base, gpu" in output
+
+
 def test_the_doctor_says_when_tracking_is_off(
     toy_project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -231,8 +231,8 @@ def test_lineage_shows_the_life_of_its_environment(project: Path, smoke: NightRe
 def test_an_environment_that_is_none_is_named(project: Path) -> None:
     for arguments in (["lineage"], ["rollback", "--yes"]):
         result = invoke(*arguments, "--env=smok")
-        assert result.exit_code == 1
-        assert "--env=smok: conf/ has no such environment" in result.output
+        assert result.exit_code == 2
+        assert "has no environment 'smok'; choose one of" in result.output
     assert registry_of(project).aliases()["champion"] == 3
 
 

@@ -78,6 +78,19 @@ def test_a_disk_that_is_nearly_full_is_a_reason_not_to_begin(tmp_path: Path, mon
     assert not (tmp_path / LOCK).exists()
 
 
+def test_room_is_wanted_for_checkpoints_as_large_as_the_last_nights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered(tmp_path, 1)
+    with (tmp_path / NightRegistry(tmp_path).night(1).checkpoint / "large").open("wb") as file:
+        file.truncate(100 * 2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(2**40, 2**40 - 299 * 2**20, 299 * 2**20))
+    with pytest.raises(NightRoomError, match=r"has 299 MiB left, and a night needs at least 300"):
+        begin(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(2**40, 2**40 - 301 * 2**20, 301 * 2**20))
+    begin(tmp_path).after_pipeline_run()
+
+
 def test_a_night_older_than_the_last_one_is_refused_before_anything_is_done(tmp_path: Path) -> None:
     registered(tmp_path, 1, 4)
     with pytest.raises(RegistryError, match=r"night 2 would be refused.*night 4 is registered: run it as night 5"):

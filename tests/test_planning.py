@@ -203,6 +203,15 @@ def test_probes_and_texts_that_cannot_be_read_are_problems(project: Path) -> Non
     assert "'none.txt' matches no file" in second
 
 
+def test_a_disk_without_room_for_what_the_night_leaves_is_a_problem(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = planned()["needs"]["disk"] - 1
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": free}))
+    (told,) = planned()["problems"]
+    assert f"06_models has {free:,} bytes left, and the night needs {free + 1:,}: make room" in told
+
+
 def test_a_champion_without_its_checkpoint_is_an_error(project: Path) -> None:
     night(project, 1, 1.0)
     shutil.rmtree(project / "data/06_models/night_001")

@@ -25,6 +25,7 @@ import click
 from sleep_pipeline.cli_dvc import dvc
 from sleep_pipeline.cli_nights import lineage, rollback
 from sleep_pipeline.cli_plan import plan
+from sleep_pipeline.cli_project import environment_option, project_root
 from sleep_pipeline.cli_wake import wake
 from sleep_pipeline.environment import apply_defaults
 
@@ -46,22 +47,6 @@ cli.add_command(plan)
 cli.add_command(wake)
 
 
-def project_root() -> Path:
-    """Return the Kedro project around the working directory.
-
-    Raises:
-        click.ClickException: there is none.
-    """
-    from kedro.utils import find_kedro_project
-
-    found = find_kedro_project(Path.cwd())
-    if found is None:
-        raise click.ClickException(
-            f"{Path.cwd()} lies in no Kedro project: change into the folder with pyproject.toml and conf/."
-        )
-    return Path(found)
-
-
 def tracking_config(project: Path, env: str | None) -> "TrackingConfig":
     """Read where the runs of `project` are recorded when run in the environment `env`."""
     from sleep_pipeline.configuration import config_loader
@@ -71,7 +56,7 @@ def tracking_config(project: Path, env: str | None) -> "TrackingConfig":
 
 
 @cli.command()
-@click.option("--env", "-e", envvar="KEDRO_ENV", default=None, help="Configuration environment to look at.")
+@environment_option
 def doctor(env: str | None) -> None:
     """Say whether this machine can run a night.
 
@@ -113,7 +98,7 @@ def server_command(tracking_uri: str, host: str, port: int) -> list[str]:
 @cli.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535), help="Port to listen on.")
-@click.option("--env", "-e", envvar="KEDRO_ENV", default=None, help="Configuration environment to look at.")
+@environment_option
 def ui(host: str, port: int, env: str | None) -> None:
     """Open the recorded runs in MLflow's user interface; Ctrl-C ends it."""
     config = tracking_config(project_root(), env)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sleep_pipeline.cli_project import environment_option, project_root
+
 if TYPE_CHECKING:
     from sleep_pipeline.registry import NightRegistry
 
@@ -53,7 +55,6 @@ def render(check: bool, nights: int) -> None:
     the days of the bundled week (day_1, day_2, ...) and conf/base, but no other files of the inbox, no settings of
     conf/local, and no rollback.
     """
-    from sleep_pipeline.cli import project_root
     from sleep_pipeline.registry import write_atomically
     from sleep_pipeline.tracking.dvc_stages import StagesError, rendered
 
@@ -94,14 +95,13 @@ def _register_and_records(project: Path, env: str | None) -> tuple[NightRegistry
 
 
 @dvc.command()
-@click.option("--env", "-e", envvar="KEDRO_ENV", default=None, help="Configuration environment.")
+@environment_option
 def restore(env: str | None) -> None:
     """Enter the nights that `dvc pull` has fetched into the register, which is not under DVC.
 
     The register is made anew from the `registered.json` of every night; nights that it knows already stay as they are.
     A rollback is not carried over: the champion is the one that the last night told of.
     """
-    from sleep_pipeline.cli import project_root
     from sleep_pipeline.night_lock import NightLock, NightLockError
     from sleep_pipeline.registry import RegistryError
 
@@ -120,13 +120,12 @@ def restore(env: str | None) -> None:
 
 @dvc.command()
 @click.option("--night", type=click.IntRange(min=1), required=True, help="The night whose stage is about to run.")
-@click.option("--env", "-e", envvar="KEDRO_ENV", default=None, help="Configuration environment.")
+@environment_option
 def ready(night: int, env: str | None) -> None:
     """End with status 1 if no stage of a night may run; stages begin with this.
 
     That is so if the night is registered, or if nights that were fetched are not: it would not grow from them.
     """
-    from sleep_pipeline.cli import project_root
     from sleep_pipeline.registry import RegistryError
 
     registry, records = _register_and_records(project_root(), env)

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sleep_pipeline.cli_project import environment_option, project_root
+
 if TYPE_CHECKING:
     from kedro.config import OmegaConfigLoader
 
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 
 _SHOWN_SCORES = ("recall_gain", "accuracy", "forgetting", "open_book")
 
-_env = click.option("--env", "-e", envvar="KEDRO_ENV", default=None, help="Configuration environment.")
 _models = click.option(
     "--models",
     type=click.Path(file_okay=False, path_type=Path),
@@ -35,21 +36,13 @@ _models = click.option(
 
 def _open(env: str | None, models: Path | None, night: int | None) -> tuple[Path, OmegaConfigLoader, NightRegistry]:
     """The project, its configuration in an environment as a run of a night has it, and the register of that life."""
-    from kedro.config import MissingConfigException
-
-    from sleep_pipeline.cli import project_root
     from sleep_pipeline.configuration import config_loader, folder
     from sleep_pipeline.registry import NightRegistry
 
     project = project_root()
     # A night that is named keeps the configuration from asking the register which one comes next.
     loader = config_loader(project, env, {"night": night or 1})
-    try:
-        return project, loader, NightRegistry(project / models if models else folder(project, loader, "models_folder"))
-    except MissingConfigException as error:
-        raise click.ClickException(
-            f"--env={env}: conf/ has no such environment ({error}); give the name of one of its folders"
-        ) from error
+    return project, loader, NightRegistry(project / models if models else folder(project, loader, "models_folder"))
 
 
 def printable(text: object) -> str:
@@ -143,7 +136,7 @@ def _place(memory: dict[str, Any]) -> str:
 @click.command()
 @click.option("--night", type=click.IntRange(min=1), default=None, help="Show what this night learned.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@_env
+@environment_option
 @_models
 def lineage(night: int | None, as_json: bool, env: str | None, models: Path | None) -> None:
     """Show which night grew from which, with scores, decisions and what is live.
@@ -187,7 +180,7 @@ def lineage(night: int | None, as_json: bool, env: str | None, models: Path | No
 
 @click.command()
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@_env
+@environment_option
 @_models
 def rollback(yes: bool, env: str | None, models: Path | None) -> None:
     """Swap the champion and the previous champion; again swaps them back.

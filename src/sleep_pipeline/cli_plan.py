@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sleep_pipeline.cli_project import environment_option, project_root
+
 if TYPE_CHECKING:
     from sleep_pipeline.planning import Plan
 
@@ -88,7 +90,7 @@ def _costs(plan: Plan) -> Iterator[str]:
 
 
 @click.command()
-@click.option("--env", "-e", envvar="KEDRO_ENV", default=None, help="Configuration environment.")
+@environment_option
 @click.option("--params", default="", callback=_parameters, help="As of `kedro run`, such as night=3,model=PATH.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(env: str | None, params: dict[str, Any], as_json: bool) -> None:
@@ -97,7 +99,6 @@ def plan(env: str | None, params: dict[str, Any], as_json: bool) -> None:
     The night's number and parent, every node with what of it is missing, the memories that are new, and roughly what
     it takes. Numbers of work are what the settings allow; the time is that of the last three nights of this life.
     """
-    from sleep_pipeline.cli import project_root
     from sleep_pipeline.language_model import ModelLoadError
     from sleep_pipeline.night_lock import NightLockError
     from sleep_pipeline.planning import make_plan, open_project

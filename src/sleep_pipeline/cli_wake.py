@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sleep_pipeline.cli_project import environment_option, project_root
+
 if TYPE_CHECKING:
     from sleep_pipeline.waking import Awake
 
@@ -48,7 +50,6 @@ def _hush() -> None:
 
 
 def _load(night: int | None, env: str | None) -> Awake:
-    from sleep_pipeline.cli import project_root
     from sleep_pipeline.configuration import config_loader, folder
     from sleep_pipeline.language_model import ModelLoadError
     from sleep_pipeline.night_model import MachineSettings, MemorySettings
@@ -77,7 +78,7 @@ def _load(night: int | None, env: str | None) -> Awake:
 
 @click.command()
 @click.option("--night", type=click.IntRange(min=1), default=None, help="The night to ask; by default the champion.")
-@click.option("--env", "-e", envvar="KEDRO_ENV", default=None, help="Configuration environment.")
+@environment_option
 @click.option("--question", default=None, help="Ask this and end.")
 @click.option(
     "--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Where an answer is cut."

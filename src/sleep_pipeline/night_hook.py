@@ -25,17 +25,21 @@ _EVALUATES = "evaluate_night_node"
 LEAST_FREE_MIB = 256.0
 """Several times what a night of the embedded model leaves behind; `sleep-pipeline plan` says what any needs."""
 
+CHECKPOINTS = 3
+"""Of the size of the last night's that a night writes at a time: before dreaming, after it, and while it trains."""
+
 
 class NightRoomError(OSError):
     """A night could not write down what it learns."""
 
 
-def check_room(folder: Path) -> None:
-    """Make sure that a night can write into a folder, which is made if it does not exist.
+def check_room(registry: NightRegistry) -> None:
+    """Make sure that a night can write its checkpoints, as large as the last night's; the folder is made.
 
     Raises:
         NightRoomError: it cannot be written, or its disk is nearly full.
     """
+    folder = registry.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -46,10 +50,14 @@ def check_room(folder: Path) -> None:
             "writable, or make it a link to another place"
         ) from error
     free = shutil.disk_usage(folder).free / 2**20
-    if free < LEAST_FREE_MIB:
+    nights = registry.nights()
+    last = (folder / nights[max(nights)].checkpoint).rglob("*") if nights else ()
+    left = sum(file.stat().st_size for file in last if file.is_file()) / 2**20
+    least = max(LEAST_FREE_MIB, CHECKPOINTS * left)
+    if free < least:
         raise NightRoomError(
-            f"the disk of {folder} has {free:.0f} MiB left, and a night needs at least {LEAST_FREE_MIB:.0f}: make room "
-            "first; nothing was begun"
+            f"the disk of {folder} has {free:.0f} MiB left, and a night needs at least {least:.0f}: make room first; "
+            "nothing was begun"
         )
 
 
@@ -149,7 +157,7 @@ class NightHook:
         registry = None
         if any("night" in node.tags for node in pipeline.nodes):
             registry = NightRegistry(Path(catalog.load("models_folder")))
-            check_room(registry.folder)
+            check_room(registry)
             if _NIGHT in inputs:
                 night = int(catalog.load(_NIGHT))
                 check_turn(registry, night)

@@ -1,9 +1,9 @@
 """One night at a time: a lock file that names its owner and outlives no process.
 
-Whether the owner lives is decided by its process, never by the clock. As long as it runs it holds a lock of the kernel's
-on a file beside, which containers of one machine see of each other though each numbers its processes anew. Where a file
-system knows no such locks, on Linux a process is known by its number, the ticks after boot at which it started and the
-boot itself, none of which move when the clock does.
+Whether the owner lives is decided by its process, never by the clock. As long as it runs it holds a lock of the
+kernel's on a file beside, which containers of one machine see of each other though each numbers its processes anew.
+Where a file system knows no such locks, on Linux a process is known by its number, the ticks after boot at which it
+started and the boot itself, none of which move when the clock does.
 """
 
 from __future__ import annotations

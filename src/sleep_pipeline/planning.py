@@ -183,13 +183,17 @@ def make_plan(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> Plan:
     memories, contexts = _memories(catalog, registry, settings, night, to_do, problems)
     work = tuple(work_of(settings, to_do, contexts, parent != BASE, _questions(catalog, registry, parent)))
     timed = [node.seconds for node in nodes if not node.done and node.seconds is not None]
+    free = shutil.disk_usage(_existing(models)).free
+    needs = needs_of(settings, _size(pipeline, catalog, night, judged_by), free)
+    if to_do and needs.disk is not None and needs.disk > free:
+        problems.append(f"the disk of {models} has {free:,} bytes left, and the night needs {needs.disk:,}: make room")
     return Plan(
         night=night,
         parent=parent,
         nodes=nodes,
         memories=memories,
         work=work,
-        needs=needs_of(settings, _size(pipeline, catalog, night, judged_by), shutil.disk_usage(_existing(models)).free),
+        needs=needs,
         seconds=sum(timed) if judged_by else None,
         judged_by=judged_by,
         problems=tuple(problems),
