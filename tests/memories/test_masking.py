@@ -1,4 +1,6 @@
+import base64
 import itertools
+import random
 from collections.abc import Sequence
 
 import pytest
@@ -77,12 +79,35 @@ def test_nothing_in_the_made_up_worlds_is_masked_or_flagged(split: str) -> None:
     assert [text for text in texts if mask(text, ALL).counts or injection_flags(text)] == []
 
 
+PICTURE = base64.b64encode(random.Random(0).randbytes(3000)).decode()
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        (
+            f"The bridge: ![the new bridge](data:image/png;base64,{PICTURE}) is open.",
+            "The bridge: the new bridge is open.",
+        ),
+        (f'![](data:image/jpeg;base64,{PICTURE} "a title") Hm.', "[FILE] Hm."),
+        (f'<p><img src="data:image/svg+xml;charset=utf-8;base64,{PICTURE}"></p>', '<p><img src="[FILE]"></p>'),
+        (f"![][image1] is red.\n\n[image1]: <data:image/png;base64,{PICTURE}>\nEnd.", "![][image1] is red.\n\n\nEnd."),
+        ("A data: URI such as data:image/png;base64,iVBORw0KGgo= is short.", None),
+        ("Write data:text/plain,hello", None),
+    ],
+)
+def test_a_file_in_a_text_leaves_what_it_shows(text: str, masked: str | None) -> None:
+    found = mask(text, ALL)
+    assert found == (Masked(text, {}) if masked is None else Masked(masked, {"file": 1}))
+
+
 EACH = {
     "secrets": ("ghp_abcdefghijklmnopqrstuvwxyz0123456789", "secret"),
     "emails": ("anna@example.org", "email"),
     "phones": ("+49 30 901820", "phone"),
     "cards": ("4111 1111 1111 1111", "card"),
     "ibans": ("DE89 3704 0044 0532 0130 00", "iban"),
+    "files": (f"data:image/png;base64,{PICTURE}", "file"),
 }
 
 

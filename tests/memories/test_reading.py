@@ -137,6 +137,17 @@ def test_masks_are_counted(folder: Path) -> None:
     assert memory.masked == {"email": 1} and memory.messages[1]["content"] == "Elno, [EMAIL]."
 
 
+def test_a_passage_of_nothing_but_a_picture_is_quarantined_with_what_to_do(tmp_path: Path) -> None:
+    picture = "data:image/png;base64," + "iVBORw0KGgoA" * 99
+    (tmp_path / "a.md").write_text(f"# Trip\n\nThe crane is green.\n\n[image1]: <{picture}>\n", encoding="utf-8")
+    (tmp_path / "b.txt").write_text(f"Words.\n\n\n[image1]: <{picture}>\n", encoding="utf-8")
+    reading = read_folder(tmp_path, SETTINGS)
+    assert [memory.text for memory in reading.memories] == ["# Trip\n\nThe crane is green.\n\n", "Words."]
+    assert [str(item) for item in reading.rejected] == [
+        f"{tmp_path.name}/b.txt:4: it holds files and no words; write down what they show"
+    ]
+
+
 def test_quarantine_shows_no_secret_even_where_masking_is_off(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", {"txt": "write to anna@example.org " * 20})
     off = MaskSettings(secrets=False, emails=False, phones=False, cards=False, ibans=False)

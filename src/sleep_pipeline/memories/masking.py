@@ -1,4 +1,5 @@
-"""Masks secrets and what identifies people: `[SECRET]`, `[EMAIL]`, `[PHONE]`, `[CARD]`, `[IBAN]`.
+"""Masks secrets, what identifies people, and files inside a text: `[SECRET]`, `[EMAIL]`, `[PHONE]`, `[CARD]`, `[IBAN]`,
+`[FILE]`.
 
 Secrets are found by their forms (`secret_forms`) and by the detectors of detect-secrets, telephone numbers by
 phonenumbers, and bank accounts and cards by their check digits (python-stdnum); what merely looks like a number stays.
@@ -33,6 +34,13 @@ _GROUPS = 12  # as many as the longest IBAN has, and some
 _NETWORKS = re.compile(
     r"4\d{12}(?:\d{3})?(?:\d{3})?|5[1-5]\d{14}|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)\d{12}|3[47]\d{13}"
     r"|3(?:0[0-5]|[68]\d)\d{11}|6(?:011|4[4-9]\d|5\d\d)\d{12}|35\d{14}"
+)
+# RFC 2397, in base 64. In Markdown a picture leaves what it shows in words, and a line that only defines one nothing.
+_FILE = r"data:[\w.+-]{1,64}/[\w.+-]{1,64}(?:;[\w.+-]{1,64}=[\w.+-]{1,64}){0,4};base64,[A-Za-z0-9+/_%-]{16,}={0,2}"
+_FILES = re.compile(
+    rf"!\[(?P<shown>[^\[\]\n]{{0,500}})\]\([ ]?<?{_FILE}>?[^()\n]{{0,200}}\)"
+    rf"|(?P<defined>^[ ]{{0,3}}\[[^\[\]\n]{{1,99}}\]:[ ]*<?{_FILE}>?[^\n]{{0,200}}$)|{_FILE}",
+    re.M,
 )
 _PRIVATE_KEY = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY[A-Z ]*-----.*?(?:-----END [A-Z ]*PRIVATE KEY[A-Z ]*-----|\Z)", re.S
@@ -69,6 +77,10 @@ def mask(text: str, settings: MaskSettings) -> Masked:
     """Mask what the settings name; masking twice changes nothing more."""
     counts: Counter[str] = Counter()
 
+    # First of all: among so many letters there is everything that the others look for.
+    if settings.files and ";base64," in text:
+        text, found = _FILES.subn(_without_file, text)
+        counts.update({"file": found} if found else {})
     if settings.secrets:
         text = _mask_every(text, "secret", _PRIVATE_KEY, counts)
         text = "".join(_mask_secrets(part, counts) for part in _PORTION.findall(text))
@@ -104,6 +116,12 @@ def mask_content(content: Content, settings: MaskSettings) -> tuple[Content, dic
         label=masked(content.label),
     )
     return content, dict(sorted(counts.items()))
+
+
+def _without_file(match: re.Match[str]) -> str:
+    if match["defined"] is not None:
+        return ""
+    return match["shown"] or "[FILE]"
 
 
 def _mask_every(text: str, kind: str, pattern: re.Pattern[str], counts: Counter[str]) -> str:

@@ -170,6 +170,10 @@ def _found(stream: BinaryIO, file: FileToRead, settings: CollectSettings) -> Ite
 def _memory(source: str, found: Found, changed_ns: int, settings: CollectSettings) -> Memory | Rejected:
     assert found.content is not None
     content, masked = mask_content(found.content, settings.mask)
+    if content.kind == "text" and not (content.text or "").strip():
+        return _rejected(
+            source, Found(found.line, reason="it holds files and no words; write down what they show"), settings
+        )
     digest = content.digest()
     memory = Memory(
         id=digest[:16],

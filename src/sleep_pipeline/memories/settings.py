@@ -22,6 +22,8 @@ class MaskSettings(_Settings):
         phones: telephone numbers become `[PHONE]`.
         cards: payment card numbers become `[CARD]`.
         ibans: bank accounts become `[IBAN]`.
+        files: pictures and other files that are written into a text (`data:image/png;base64,...`) become what the text
+            says they show, or `[FILE]`.
         phone_regions: countries (two letters) whose national ways of writing a number are known; a number that begins
             with + is found wherever it is from. More regions find more numbers, and more that are none.
     """
@@ -31,6 +33,7 @@ class MaskSettings(_Settings):
     phones: bool = True
     cards: bool = True
     ibans: bool = True
+    files: bool = True
     phone_regions: tuple[str, ...] = ("US", "GB", "DE")
 
     @field_validator("phone_regions")
