@@ -1,5 +1,9 @@
 from pathlib import Path
 
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sleep_pipeline.memories.records import Content, digests_of_beginnings
 from sleep_pipeline.memories.settings import CollectSettings
 from sleep_pipeline.memories.tonight import read_tonight
 
@@ -36,3 +40,47 @@ def test_what_lies_in_the_folder_of_a_later_night_waits(tmp_path: Path) -> None:
     tonight = read_tonight(tmp_path, CollectSettings(), 1, set())
     assert len(tonight.memories) == 1
     assert [Path(source).parts[-2:] for source in tonight.waiting] == [("day_20260801", "notes.md")]
+
+
+def nightly(folder: Path, days: list[str], settings: CollectSettings, name: str) -> list[list[str | None]]:
+    """The texts that every night learns from one file, as it stands on each day."""
+    known: set[str] = set()
+    learned = []
+    for night, text in enumerate(days, 1):
+        (folder / name).write_text(text, encoding="utf-8")
+        memories = read_tonight(folder, settings, night, known).memories
+        known |= {memory.digest for memory in memories}
+        learned.append([memory.text for memory in memories])
+    return learned
+
+
+def test_of_a_diary_that_grows_a_night_learns_what_is_new(tmp_path: Path) -> None:
+    first = "Monday: Elno rowed to Brask.\n"
+    second = f"{first}Tuesday: the crane was green.\n\nIt stood on quay 4.\n"
+    third = f"{second}\nWednesday: Mira paid 42 crowns.\n"
+    assert nightly(tmp_path, [first, second, second, third], CollectSettings(), "diary.txt") == [
+        ["Monday: Elno rowed to Brask."],
+        ["Tuesday: the crane was green.\n\nIt stood on quay 4."],
+        [],
+        ["Wednesday: Mira paid 42 crowns."],
+    ]
+
+
+def test_what_a_section_gains_keeps_its_headings(tmp_path: Path) -> None:
+    first = "# Harbour\n\n## Cranes\nThe crane is green.\n"
+    second = f"{first}The other one is red.\n\n## Ferries\nThe ferry leaves at 4.\n"
+    assert nightly(tmp_path, [first, second], CollectSettings(keep_headings=True), "harbour.md")[1] == [
+        "# Harbour\n## Cranes\nThe other one is red.",
+        "# Harbour\n## Ferries\nThe ferry leaves at 4.",
+    ]
+
+
+def test_a_beginning_that_was_corrected_is_learned_again_with_what_follows(tmp_path: Path) -> None:
+    days = ["The crane is green.\n", "The crane is red.\nIt stands on quay 4.\n"]
+    assert nightly(tmp_path, days, CollectSettings(), "crane.txt")[1] == ["The crane is red.\nIt stands on quay 4."]
+
+
+@given(st.lists(st.text('ab "\\\t\u0301é\U0001f980', max_size=6), min_size=1))
+def test_a_beginnings_digest_is_that_of_a_memory_that_ends_there(lines: list[str]) -> None:
+    wanted = [Content("text", text="\n".join(lines[:end])).digest() for end in range(1, len(lines) + 1)]
+    assert list(digests_of_beginnings(lines)) == wanted

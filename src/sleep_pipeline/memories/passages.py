@@ -10,7 +10,7 @@ from sleep_pipeline.memories.lines import Line
 from sleep_pipeline.memories.records import Content
 from sleep_pipeline.memories.tables import Found
 
-_HEADING = re.compile(r" {0,3}(#{1,6})\s+\S")
+HEADING = re.compile(r" {0,3}(#{1,6})\s+\S")
 _FENCE = re.compile(r" {0,3}(```|~~~)")
 _RULE = re.compile(r"\s*([-*_=])(?:\s*\1){2,}\s*$")
 
@@ -78,7 +78,7 @@ def read_passages(
         inside = bool(fence)
         if mark is not None and (not fence or mark.group(1) == fence):
             fence = "" if fence else mark.group(1)
-        heading = None if inside or not markdown else _HEADING.match(line.text)
+        heading = None if inside or not markdown else HEADING.match(line.text)
         if heading is not None and cut != "file":
             yield from flush()
             own = len(heading.group(1))
@@ -102,7 +102,7 @@ def _ends(line: Line, passage: _Passage, markdown: bool, cut: str) -> bool:
     if not passage.lines or cut == "file":
         return False
     if cut == "paragraph":
-        says = any(text.strip() and not _HEADING.match(text) for text in passage.lines)
+        says = any(text.strip() and not HEADING.match(text) for text in passage.lines)
         return says and passage.empty_lines >= 1 and bool(line.text.strip())
     if markdown:
         return False

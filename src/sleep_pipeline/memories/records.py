@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -46,6 +46,20 @@ class Content:
         return hashlib.sha256(json.dumps(_plain(said), ensure_ascii=False).encode()).hexdigest()
 
 
+def digests_of_beginnings(lines: Sequence[str]) -> Iterator[str]:
+    """For every line of a text the digest of a memory that ends with it; all together in the time of one."""
+    mark = "\0"
+    before, _, after = json.dumps(_plain(["text", mark, [], None, None, None])).partition(json.dumps(mark)[1:-1])
+    digest, said = hashlib.sha256(before.encode()), False
+    for line in lines:
+        if words := _plain(line):
+            digest.update(((" " if said else "") + json.dumps(words, ensure_ascii=False)[1:-1]).encode())
+            said = True
+        whole = digest.copy()
+        whole.update(after.encode())
+        yield whole.hexdigest()
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, str):
         return " ".join(unicodedata.normalize("NFC", value).split())
@@ -67,7 +81,7 @@ class Memory:
         source: its file, from the name of the folder on, with forward slashes.
         line: where it begins in the file, from 1; for Parquet the row.
         time: ISO 8601 in UTC: the row's own `time` or `timestamp`, else when the file was last changed.
-        digest: of what it says, after masking.
+        digest: of what it says, after masking; where an earlier night has learned its beginning, with that.
         flags: `prompt_injection`, `control_tokens`, `hidden_characters`, `unread_time`.
         masked: how many secrets, e-mail addresses and so on were masked.
     """

@@ -75,7 +75,7 @@ class CollectSettings(_Settings):
         rereads: how often a file is read again that changed while it was read, before it is left for the next night.
         text_passages: what a passage of a `.md` or `.txt` file is: `section` (a Markdown heading with what belongs to
             it; in a text, what stands between rules or several empty lines), `paragraph`, or the whole `file`. In a
-            file that grows, only passages that are new go into the next night.
+            file that grows, only passages that are new go into the next night, and of one that has grown its new end.
         keep_headings: a Markdown passage begins with the headings above it; a very small model reads better without.
         outside_links: read files through links that leave the folder.
         excerpt: characters of a rejected row that are shown, masked.

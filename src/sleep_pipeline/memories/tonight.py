@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from sleep_pipeline.memories.duplicates import drop_near_duplicates
 from sleep_pipeline.memories.files import READERS
+from sleep_pipeline.memories.passages import HEADING
 from sleep_pipeline.memories.reading import Reading, new_memories, read_folder
-from sleep_pipeline.memories.records import Duplicate, Memory, Rejected
+from sleep_pipeline.memories.records import Duplicate, Memory, Rejected, digests_of_beginnings
 from sleep_pipeline.memories.settings import CollectSettings
 
 _DAY = re.compile(r"(?:^|/)day_(\d+)(?:/|$)")
@@ -58,6 +60,26 @@ def _could_hold_memories(source: str) -> bool:
     return PurePosixPath(source).suffix.lower() in {*READERS, ".json", ""}
 
 
+def without_learned(memory: Memory, known: Collection[str]) -> Memory:
+    """What of a passage is new where its beginning was learned before, as in a diary that grows from day to day.
+
+    Headings at its beginning stay. A beginning that has changed is learned again, with what follows it.
+
+    Args:
+        memory: whose digest is not known.
+        known: digests of what earlier nights learned.
+    """
+    if memory.kind != "text" or memory.text is None:
+        return memory
+    lines = memory.text.split("\n")
+    learned = max((end for end, digest in enumerate(digests_of_beginnings(lines), 1) if digest in known), default=0)
+    rest = "\n".join(lines[learned:]).strip("\n")
+    if not learned or not rest.strip():
+        return memory
+    headings = itertools.takewhile(lambda line: not line.strip() or HEADING.match(line), lines[:learned])
+    return replace(memory, text="\n".join([*(line for line in headings if line.strip()), rest]))
+
+
 def day_of(source: str) -> int:
     """The night from which a memory may be learned: N for what lies in a folder `day_N`, else 0."""
     found = _DAY.search(source)
@@ -78,7 +100,7 @@ def read_tonight(folder: Path, settings: CollectSettings, night: int, known: Col
     """
     reading = read_folder(folder, settings)
     new = new_memories(reading, known)
-    fresh = [memory for memory in new if day_of(memory.source) <= night]
+    fresh = [without_learned(memory, known) for memory in new if day_of(memory.source) <= night]
     unique = drop_near_duplicates(fresh, settings.duplicates)
     return Tonight(
         memories=unique.memories,
