@@ -26,7 +26,7 @@ from transformers.utils import logging
 from sleep_pipeline.hardware import keep_freed_memory, pick_device
 from sleep_pipeline.language_model import embedded_path
 from sleep_pipeline.pretraining.batches import Batch, PackedBatches
-from sleep_pipeline.pretraining.optimizer import MuonAdamW
+from sleep_pipeline.pretraining.optimizer import PretrainOptimizer
 from sleep_pipeline.pretraining.settings import PretrainSettings
 from sleep_pipeline.pretraining.trainer import batch_gradient, build_model
 
@@ -70,7 +70,7 @@ def ours(settings: PretrainSettings, tokenizer: Any, batches: list[Batch]) -> fl
     model = build_model(settings.architecture, tokenizer, 0).to(device).train()
     if device.type == "cpu":
         model.set_attn_implementation("eager")
-    optimizer = MuonAdamW(model, settings.optimizer, 1000)
+    optimizer = PretrainOptimizer(model, settings.optimizer, 1000)
     started = 0.0
     for index, batch in enumerate(batches):
         batch_gradient(model, batch, device, settings.precision, settings.micro_batch_tokens)

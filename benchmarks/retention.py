@@ -403,6 +403,9 @@ def earlier(path: Path | None, protocol: dict[str, Any]) -> dict[str, dict[str, 
     if path is None or not path.exists():
         return {}
     record = json.loads(path.read_text(encoding="utf-8"))
+    # Settings that have come since were at their defaults.
+    settings = SeedingSettings.model_validate(record["protocol"]["settings"])
+    record["protocol"]["settings"] = settings.model_dump(by_alias=True, mode="json")
     what = ("nights", "documents", "facts", "settings", "model")
     other = [name for name in what if record["protocol"].get(name) != json.loads(json.dumps(protocol[name]))]
     if other:

@@ -4,19 +4,19 @@ from typing import Any
 import torch
 
 from sleep_pipeline.pretraining.checkpoint import Progress, load_checkpoint, save_checkpoint
-from sleep_pipeline.pretraining.optimizer import MuonAdamW
+from sleep_pipeline.pretraining.optimizer import PretrainOptimizer
 from sleep_pipeline.pretraining.settings import OptimizerSettings
 
 
-def _stepped(model: Any) -> MuonAdamW:
-    optimizer = MuonAdamW(model, OptimizerSettings(), 10)
+def _stepped(model: Any) -> PretrainOptimizer:
+    optimizer = PretrainOptimizer(model, OptimizerSettings(), 10)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizer.step(0)
     return optimizer
 
 
-def _save(folder: Path, model: Any, optimizer: MuonAdamW, step: int) -> None:
+def _save(folder: Path, model: Any, optimizer: PretrainOptimizer, step: int) -> None:
     save_checkpoint(folder, "run", Progress(step, 1.5, 100, [3.25] * step, {"torch": "2"}), model, optimizer)
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from sleep_pipeline.pretraining.batches import IGNORED, PackedBatches
 from sleep_pipeline.pretraining.model_card import describe_run, model_card
-from sleep_pipeline.pretraining.optimizer import MuonAdamW, schedule
+from sleep_pipeline.pretraining.optimizer import PretrainOptimizer, schedule
 from sleep_pipeline.pretraining.settings import OptimizerSettings, PretrainSettings
 from sleep_pipeline.pretraining.trainer import (
     batch_gradient,
@@ -76,7 +76,7 @@ def test_the_schedule_warms_up_holds_and_decays() -> None:
 
 
 def test_muon_takes_the_matrices_and_adamw_the_rest(tiny_model: Any) -> None:
-    optimizer = MuonAdamW(tiny_model, OptimizerSettings(), 10)
+    optimizer = PretrainOptimizer(tiny_model, OptimizerSettings(), 10)
     for parameter in tiny_model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step(0)

@@ -25,9 +25,9 @@ def trained(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("precision", "muon_rate"), [("fp32", None), ("bf16", None), ("bf16", 0.01)])
 def test_only_the_expert_in_training_changes_and_the_optimizer_holds_nothing_else(
-    precision: str, tiny_tokenizer: Any
+    precision: str, muon_rate: float | None, tiny_tokenizer: Any
 ) -> None:
     model = asleep()
     before, wanted = state(model), trained(model)
@@ -35,7 +35,7 @@ def test_only_the_expert_in_training_changes_and_the_optimizer_holds_nothing_els
         model,
         tiny_tokenizer,
         reward=whimsical,
-        settings=settings(optimizer={"precision": precision}),
+        settings=settings(optimizer={"precision": precision, "muon_rate": muon_rate}),
     )
     trainer.train()
     after = state(model)
@@ -43,6 +43,9 @@ def test_only_the_expert_in_training_changes_and_the_optimizer_holds_nothing_els
     held = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
     assert {name for name, parameter in model.named_parameters() if any(parameter is one for one in held)} == wanted
     assert len(held) == len(trainer.optimizer.state) == len(wanted)
+    # The gate's key and offset are no matrices.
+    by_muon = {p.ndim for p, kept in trainer.optimizer.state.items() if "momentum_buffer" in kept}
+    assert by_muon == (set() if muon_rate is None else {2})
 
 
 def test_training_lowers_the_divergence(tiny_tokenizer: Any) -> None:
@@ -132,11 +135,12 @@ class Dies(TrainerCallback):
             raise Killed
 
 
-@pytest.mark.parametrize("on_policy", [0.0, 0.5])
+@pytest.mark.parametrize(("on_policy", "muon_rate"), [(0.0, None), (0.5, None), (0.0, 0.01)])
 def test_a_killed_run_goes_on_to_bitwise_the_same_weights(
-    on_policy: float, tiny_tokenizer: Any, tmp_path: Path
+    on_policy: float, muon_rate: float | None, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
-    given = settings(on_policy=on_policy, optimizer={"steps": 4, "checkpoint_every": 2}, replay={"settled_share": 0.75})
+    optimizer = {"steps": 4, "checkpoint_every": 2, "muon_rate": muon_rate}
+    given = settings(on_policy=on_policy, optimizer=optimizer, replay={"settled_share": 0.75})
 
     def run(folder: Path, die: int | None = None, resume: bool = False) -> dict[str, Tensor]:
         model = asleep(filled=False)

@@ -36,6 +36,7 @@ class MethodSettings(BaseModel):
         seeding: steps, optimizer, rows and replay of everything that trains.
         lora_rank: of fine-tuning; None trains all weights.
         tuning_rate: peak learning rate of fine-tuning, sleep's being that of `seeding`.
+        tuning_muon_rate: of fine-tuning by Muon; see `OptimizerSettings`.
         ewc_weight: see `Anchor`.
         ewc_decay: see `Anchor`.
         shots: examples in a prompt of in-context learning, and of sleep's teacher where it has a context.
@@ -58,6 +59,7 @@ class MethodSettings(BaseModel):
     seeding: SeedingSettings = Field(default_factory=_seeding)
     lora_rank: PositiveInt | None = None
     tuning_rate: PositiveFloat = 2e-3
+    tuning_muon_rate: PositiveFloat | None = None
     ewc_weight: NonNegativeFloat = 0.2
     ewc_decay: float = Field(0.9, ge=0, le=1)
     shots: PositiveInt = 16
@@ -76,8 +78,9 @@ class MethodSettings(BaseModel):
 
     @property
     def tuning(self) -> SeedingSettings:
-        """The settings of seeding with the learning rate of fine-tuning."""
-        optimizer = self.seeding.optimizer.model_copy(update={"learning_rate": self.tuning_rate})
+        """The settings of seeding with the learning rates of fine-tuning."""
+        rates = {"learning_rate": self.tuning_rate, "muon_rate": self.tuning_muon_rate}
+        optimizer = self.seeding.optimizer.model_copy(update=rates)
         return self.seeding.model_copy(update={"optimizer": optimizer})
 
     def memory(self, fast: bool, width: int) -> ContinuumMemoryConfig:

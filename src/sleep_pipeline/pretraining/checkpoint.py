@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sleep_pipeline.pretraining.optimizer import MuonAdamW
+from sleep_pipeline.pretraining.optimizer import PretrainOptimizer
 
 _STATE = "state.json"
 
@@ -36,7 +36,9 @@ class Progress:
     machine: dict[str, str]
 
 
-def save_checkpoint(folder: Path, fingerprint: str, progress: Progress, model: nn.Module, optimizer: MuonAdamW) -> None:
+def save_checkpoint(
+    folder: Path, fingerprint: str, progress: Progress, model: nn.Module, optimizer: PretrainOptimizer
+) -> None:
     """Write a checkpoint so that a kill at any moment leaves a complete one.
 
     Args:
@@ -69,7 +71,7 @@ def save_checkpoint(folder: Path, fingerprint: str, progress: Progress, model: n
             shutil.rmtree(other)
 
 
-def load_checkpoint(folder: Path, fingerprint: str, model: nn.Module, optimizer: MuonAdamW) -> Progress | None:
+def load_checkpoint(folder: Path, fingerprint: str, model: nn.Module, optimizer: PretrainOptimizer) -> Progress | None:
     """Resume from the newest complete checkpoint of the same run; None if there is none."""
     for path in sorted(folder.glob("step_*"), reverse=True):
         if path.suffix == ".partial" or not (path / _STATE).exists():
@@ -81,7 +83,7 @@ def load_checkpoint(folder: Path, fingerprint: str, model: nn.Module, optimizer:
     return None
 
 
-def _restore(path: Path, model: nn.Module, optimizer: MuonAdamW) -> None:
+def _restore(path: Path, model: nn.Module, optimizer: PretrainOptimizer) -> None:
     weights = load_file(path / "model.safetensors")
     with torch.no_grad():
         for name, parameter in model.named_parameters():

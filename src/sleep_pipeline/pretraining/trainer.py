@@ -22,7 +22,7 @@ from sleep_pipeline.hardware import autocast, keep_freed_memory, pick_device
 from sleep_pipeline.metrics import MetricSink, NullSink
 from sleep_pipeline.pretraining.batches import Batch, PackedBatches
 from sleep_pipeline.pretraining.checkpoint import Progress, load_checkpoint, save_checkpoint
-from sleep_pipeline.pretraining.optimizer import MuonAdamW, schedule
+from sleep_pipeline.pretraining.optimizer import PretrainOptimizer, schedule
 from sleep_pipeline.pretraining.settings import ArchitectureSettings, PretrainSettings
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def pretrain(
         # The fused kernel's backward pass costs more than plain products at these lengths and head counts.
         model.set_attn_implementation("eager")
     model.to(device).train()
-    optimizer = MuonAdamW(model, settings.optimizer, settings.steps)
+    optimizer = PretrainOptimizer(model, settings.optimizer, settings.steps)
     progress = load_checkpoint(checkpoints, run, model, optimizer) or Progress(0, 0.0, 0, [], {})
     forward: torch.nn.Module = torch.compile(model) if settings.compile else model  # type: ignore[assignment]
     losses, tokens = list(progress.losses), progress.tokens

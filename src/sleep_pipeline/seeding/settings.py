@@ -61,6 +61,9 @@ class OptimizerSettings(_Settings):
     Attributes:
         steps: optimizer steps a night.
         learning_rate: peak of AdamW's, which falls linearly to zero.
+        muon_rate: the same of Muon's for matrices, whose steps are as large as AdamW's of that rate
+            (`torch.optim.Muon`); None leaves them to AdamW. It learns closer in as many steps, and an expert that opens
+            every direction alike disturbs reading more (`benchmarks/LOG.md`, 2026-11-26).
         warmup_share: of the steps.
         betas: of AdamW.
         weight_decay: of AdamW.
@@ -72,6 +75,7 @@ class OptimizerSettings(_Settings):
 
     steps: PositiveInt = 480
     learning_rate: PositiveFloat = 5e-3
+    muon_rate: PositiveFloat | None = None
     warmup_share: float = Field(0.05, ge=0, le=1)
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = Field(0.0, ge=0)

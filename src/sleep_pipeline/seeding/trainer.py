@@ -37,6 +37,7 @@ from trl import GRPOConfig, GRPOTrainer
 from sleep_pipeline.generation.sampler import SamplingSettings, TransformersSampler
 from sleep_pipeline.hardware import hand_back_memory
 from sleep_pipeline.memory import base_view, state_of, teacher_view, trace_routing
+from sleep_pipeline.optimizers import MuonAdamW, matrices_and_others
 from sleep_pipeline.seeding.batches import Batch, batches, join_teachers, pad, positions
 from sleep_pipeline.seeding.checkpoints import load_trained, run_digest, save_trained
 from sleep_pipeline.seeding.divergences import Head, LiveTeacher, compare_tokens
@@ -191,6 +192,22 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             if self._caches is not None:
                 self.model.config.use_cache = self._caches
             self.model.eval()
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW, with Muon for matrices if the settings name its rate."""
+        settings = self.seeding.optimizer
+        if settings.muon_rate is None:
+            return super().create_optimizer(model)
+        if getattr(self, "optimizer", None) is None:
+            matrices, others = matrices_and_others(self.accelerator.unwrap_model(self.model), only_trained=True)
+            decay = settings.weight_decay
+            self.optimizer = MuonAdamW(
+                list(matrices.values()),
+                list(others.values()),
+                muon={"lr": settings.muon_rate, "weight_decay": decay, "adjust_lr_fn": "match_rms_adamw"},
+                adamw={"lr": settings.learning_rate, "betas": settings.betas, "weight_decay": decay},
+            )
+        return self.optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Keep what was logged, for whoever asks after training."""

@@ -1,0 +1,69 @@
+"""Muon for matrices and AdamW for everything else, as one optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """`torch.optim.Muon` and `torch.optim.AdamW` with one state and one list of groups, matrices first.
+
+    Args:
+        matrices: parameters of two dimensions for Muon; may be empty.
+        others: for AdamW; may be empty, but not both.
+        muon: arguments of `torch.optim.Muon`.
+        adamw: arguments of `torch.optim.AdamW`.
+    """
+
+    def __init__(
+        self,
+        matrices: Sequence[nn.Parameter],
+        others: Sequence[nn.Parameter],
+        muon: Mapping[str, Any],
+        adamw: Mapping[str, Any],
+    ) -> None:
+        parts: list[torch.optim.Optimizer] = []
+        if matrices:
+            parts.append(torch.optim.Muon(matrices, **muon))
+        if others:
+            parts.append(torch.optim.AdamW(others, **adamw))
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self._parts = parts
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update all parameters that have gradients."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        # Anew every time: loading a state replaces groups and state.
+        for part, group in zip(self._parts, self.param_groups, strict=True):
+            part.param_groups, part.state = [group], self.state
+            part.step()
+        return loss
+
+
+def matrices_and_others(
+    model: nn.Module, only_trained: bool = False
+) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """Parameters that Muon may have, and all others, by name.
+
+    Rows of an embedding are looked up one by one and map nothing, so Muon may not have them, nor an output layer that
+    shares them.
+
+    Args:
+        model: any.
+        only_trained: leave out what requires no gradient.
+    """
+    embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    matrices, others = dict[str, nn.Parameter](), dict[str, nn.Parameter]()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad or not only_trained:
+            is_matrix = parameter.ndim == 2 and id(parameter) not in embeddings
+            (matrices if is_matrix else others)[name] = parameter
+    return matrices, others

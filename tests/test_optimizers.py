@@ -1,0 +1,96 @@
+"""Muon and AdamW as one optimizer: each does to its own parameters what it does alone."""
+
+import pytest
+import torch
+from torch import nn
+
+from sleep_pipeline.optimizers import MuonAdamW, matrices_and_others
+
+MUON = {"lr": 0.02, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+ADAMW = {"lr": 0.01, "betas": (0.9, 0.98), "weight_decay": 0.2}
+
+
+class Small(nn.Module):
+    """An embedding that the output shares, a matrix, a vector, and a matrix that is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(5, 4)
+        self.middle = nn.Linear(4, 4)
+        self.frozen = nn.Linear(4, 4, bias=False).requires_grad_(False)
+        self.out = nn.Linear(4, 5, bias=False)
+        self.out.weight = self.embed.weight
+
+    def loss(self) -> torch.Tensor:
+        hidden = self.frozen(self.middle(self.embed(torch.arange(5))))
+        return nn.functional.cross_entropy(self.out(hidden), torch.arange(5).roll(1))
+
+
+def both(model: Small) -> MuonAdamW:
+    matrices, others = (list(part.values()) for part in matrices_and_others(model, only_trained=True))
+    return MuonAdamW(matrices, others, MUON, ADAMW)
+
+
+def step(model: Small, *optimizers: torch.optim.Optimizer) -> None:
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    model.loss().backward()
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+def weights(model: Small) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def test_embeddings_and_what_shares_them_are_no_matrices_for_muon() -> None:
+    model = Small()
+    every = matrices_and_others(model)
+    assert [sorted(part) for part in every] == [["frozen.weight", "middle.weight"], ["embed.weight", "middle.bias"]]
+    trained = matrices_and_others(model, only_trained=True)
+    assert [sorted(part) for part in trained] == [["middle.weight"], ["embed.weight", "middle.bias"]]
+
+
+def test_each_does_what_it_does_alone() -> None:
+    together, apart = Small(), Small()
+    one = both(together)
+    muon = torch.optim.Muon([apart.middle.weight], **MUON)  # type: ignore[arg-type]
+    adamw = torch.optim.AdamW([apart.embed.weight, apart.middle.bias], **ADAMW)  # type: ignore[arg-type]
+    for _ in range(3):
+        step(together, one)
+        step(apart, muon, adamw)
+    assert all(torch.equal(weights(together)[name], weight) for name, weight in weights(apart).items())
+
+
+def test_a_schedule_moves_both() -> None:
+    model = Small()
+    optimizer = both(model)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 0.0)
+    before = weights(model)
+    step(model, optimizer)
+    assert all(torch.equal(weights(model)[name], weight) for name, weight in before.items())
+
+
+def test_a_saved_state_goes_on_bit_for_bit() -> None:
+    whole, broken = Small(), Small()
+    first, second = both(whole), both(broken)
+    for _ in range(2):
+        step(whole, first)
+        step(broken, second)
+    resumed = both(broken)
+    resumed.load_state_dict(second.state_dict())
+    for _ in range(2):
+        step(whole, first)
+        step(broken, resumed)
+    assert all(torch.equal(weights(whole)[name], weight) for name, weight in weights(broken).items())
+
+
+@pytest.mark.parametrize("name", ["middle.weight", "middle.bias"])
+def test_one_kind_alone_will_do(name: str) -> None:
+    model = Small()
+    parameter = model.get_parameter(name)
+    optimizer = MuonAdamW(*(([parameter], []) if parameter.ndim == 2 else ([], [parameter])), MUON, ADAMW)
+    before = weights(model)
+    step(model, optimizer)
+    assert [key for key, weight in weights(model).items() if not torch.equal(weight, before[key])] == [name]
