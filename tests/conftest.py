@@ -54,7 +54,10 @@ class Toy(BaseModel):
 
 def work(toy: Toy) -> int:
     from sleep_pipeline import tracking
+    from sleep_pipeline.session import NothingToDo
 
+    if not toy.steps:
+        raise NothingToDo("there is no step to take")
     for step in range(toy.steps):
         tracking.active_sink().log_metrics({{"loss": 1.0 / (step + 1)}}, step)
     if toy.fail:

@@ -84,6 +84,19 @@ def test_a_night_in_another_container_holds_though_its_process_cannot_be_seen_fr
             assert current_owner(tmp_path).pid == os.getpid()  # type: ignore[union-attr]
 
 
+def test_a_dead_night_of_this_machine_stops_nobody_though_it_had_another_name_then(tmp_path: Path) -> None:
+    lock = NightLock(tmp_path)
+    lock.acquire()
+    record = json.loads((tmp_path / LOCK).read_text())
+    lock.release()
+    write_lock(tmp_path, **{**record, "host": "3f2a9c0d1e4b"})
+    with NightLock(tmp_path):
+        assert current_owner(tmp_path).host == socket.gethostname()  # type: ignore[union-attr]
+    write_lock(tmp_path, **{**record, "host": "3f2a9c0d1e4b", "process": "another boot/17"})
+    with pytest.raises(NightLockError, match="if 3f2a9c0d1e4b runs no night any more, delete"):
+        NightLock(tmp_path).acquire()
+
+
 def test_whether_a_night_runs_is_asked_without_being_taken_for_one(tmp_path: Path) -> None:
     lock = NightLock(tmp_path)
     with lock:

@@ -72,3 +72,9 @@ def test_a_checkpoint_of_another_activation_is_refused_and_another_store_is_take
     settings = MemorySettings(levels=LEVELS)
     night = open_model(base, MachineSettings(device="cpu"), settings, ReplaySettings(stored_capacity=7), checkpoint)
     assert night.store.pools["stored"].capacity == 7
+
+
+@pytest.mark.parametrize(("device", "told"), [("cuda:1", "CUDA_VISIBLE_DEVICES=1"), ("mps", "one of auto, cpu, cuda")])
+def test_a_device_that_cannot_run_a_night_is_refused_with_what_to_do(device: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        MachineSettings(device=device)

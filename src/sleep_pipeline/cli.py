@@ -68,7 +68,7 @@ def doctor(env: str | None) -> None:
     project = project_root()
     config = tracking_config(project, env)
     missing = 0
-    for finding in examine(project, config.tracking_uri if config.enabled else "off"):
+    for finding in examine(project, config.shown_uri if config.enabled else "off"):
         line = f"{finding.topic:<20} {finding.value}"
         if finding.remedy:
             missing += 1
@@ -103,13 +103,13 @@ def ui(host: str, port: int, env: str | None) -> None:
     """Open the recorded runs in MLflow's user interface; Ctrl-C ends it."""
     config = tracking_config(project_root(), env)
     if config.tracking_uri.startswith(("http://", "https://")):
-        raise click.ClickException(f"Runs go to a server: open {config.tracking_uri} in a browser.")
+        raise click.ClickException(f"Runs go to a server: open {config.shown_uri} in a browser.")
     if not port_is_free(host, port):
         raise click.ClickException(f"Port {port} of {host} is taken: choose another with --port.")
     from sleep_pipeline.tracking.database import open_client
 
     open_client(config)
-    click.echo(f"http://{host}:{port} shows {config.tracking_uri} (it takes about 20 s to come up)")
+    click.echo(f"http://{host}:{port} shows {config.shown_uri} (it takes about 20 s to come up)")
     try:
         sys.exit(subprocess.call(server_command(config.tracking_uri, host, port)))
     except KeyboardInterrupt:

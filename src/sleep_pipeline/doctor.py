@@ -105,10 +105,10 @@ def _device() -> Iterator[Finding]:
         return
     if torch.cuda.is_available():
         device, name = "cuda", torch.cuda.get_device_name()
-    elif torch.backends.mps.is_available():
-        device, name = "mps", "Apple GPU"
     else:
         device, name = "cpu", f"CPU, {torch.get_num_threads()} threads"
+        if torch.backends.mps.is_available():
+            name += "; the Apple GPU has no float64 and stays idle"
     yield Finding("device", name)
     ratio = bf16_speedup(device)
     yield Finding("bf16", f"{ratio:.1f} times the speed of fp32" + ("" if ratio > 1.2 else ": not worth it here"))

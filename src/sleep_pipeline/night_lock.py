@@ -14,7 +14,7 @@ import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +41,7 @@ class Owner:
         process: tells the process from later ones of the same number; empty if the system does not say.
         started: when it took the lock, ISO 8601 with the time zone.
         token: of this very lock.
+        held: whether it holds the kernel's lock on the file beside as long as it runs.
     """
 
     pid: int
@@ -48,6 +49,7 @@ class Owner:
     process: str
     started: str
     token: str
+    held: bool = False
 
     def age(self, now: datetime) -> timedelta | None:
         """Return how long it has held the lock; None if the start is unreadable or in the future."""
@@ -91,8 +93,8 @@ class NightLock:
         with NightLock(models_folder):
             ...
 
-    A lock whose process on this machine has ended is taken over. One of another machine cannot be judged from here
-    and is always respected.
+    A lock whose process on this machine has ended is taken over, whatever the machine or the container was called then.
+    One of another machine cannot be judged from here and is always respected.
 
     Args:
         folder: made if it does not exist.
@@ -123,8 +125,9 @@ class NightLock:
         with _one_at_a_time(self.path.with_name(GUARD)):
             if self.path.exists():
                 self._refuse_unless_dead(now)
-            write_atomically(self.path, json.dumps(asdict(owner), indent=2) + "\n")
             self._held = _hold(self._held_path)
+            owner = replace(owner, held=self._held is not None)
+            write_atomically(self.path, json.dumps(asdict(owner), indent=2) + "\n")
         self._owner = owner
 
     def check(self) -> None:
@@ -151,13 +154,20 @@ class NightLock:
             raise NightLockError(
                 f"{self.path} does not say who holds it: make sure that no night is running, and delete the file"
             )
-        if owner.host != socket.gethostname():
-            remedy = f"wait for it; if {owner.host} runs no night any more, delete {self.path}"
-        elif _is_held(self._held_path) or _lives(owner):
+        here = owner.host == socket.gethostname()
+        if _is_held(self._held_path) or (here and _lives(owner)):
             remedy = "wait for it, or end it"
-        else:
+        elif here or (owner.held and _same_boot(owner)):
             return
+        else:
+            remedy = f"wait for it; if {owner.host} runs no night any more, delete {self.path}"
         raise NightLockError(f"A night is under way: {owner.describe(now)}; {remedy}.")
+
+
+def _same_boot(owner: Owner) -> bool:
+    """Whether a lock was taken on this very machine since it was started, in whatever container."""
+    boot, _, _ = (process_identity(os.getpid()) or "").rpartition("/")
+    return bool(boot) and owner.process.rpartition("/")[0] == boot
 
 
 def _lives(owner: Owner) -> bool:
@@ -221,6 +231,7 @@ def _read(path: Path) -> Owner | None:
             str(record["process"]),
             str(record["started"]),
             str(record["token"]),
+            bool(record.get("held", False)),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
 
 from sleep_pipeline.datasets.pretrained import check_files
 from sleep_pipeline.hardware import keep_freed_memory, pick_device
@@ -30,7 +31,7 @@ class MachineSettings(_Settings):
     """Where and how a night computes.
 
     Attributes:
-        device: `auto` is the GPU if there is one; or cpu, cuda, cuda:1, mps.
+        device: `auto` is the GPU if there is one; or cpu, cuda. Of several GPUs it is the first that is visible.
         dtype: of the base model's weights, as transformers takes it; `auto` as they were saved.
         threads: CPU threads; None is torch's own choice, 1 makes nights repeatable to the last bit.
         attention: implementation of attention; `auto` takes the fastest for short texts on a CPU, else transformers'
@@ -43,6 +44,16 @@ class MachineSettings(_Settings):
     threads: PositiveInt | None = None
     attention: str = "auto"
     trust_remote_code: bool = False
+
+    @field_validator("device")
+    @classmethod
+    def _known(cls, device: str) -> str:
+        if re.fullmatch(r"auto|cpu|cuda(:0)?", device):
+            return device
+        # The trainer takes the first GPU, whatever the model lies on; Apple's has no float64, which sampling needs.
+        number = device.partition(":")[2] or "1"
+        remedy = f"; for another GPU, CUDA_VISIBLE_DEVICES={number} in the environment" if "cuda" in device else ""
+        raise ValueError(f"device={device!r} cannot run a night; choose one of auto, cpu, cuda{remedy}")
 
 
 class LevelSettings(_Settings):

@@ -64,3 +64,15 @@ def test_without_a_file_the_defaults_hold(tmp_path: Path) -> None:
     for env in ("base", "local"):
         (tmp_path / "conf" / env).mkdir(parents=True)
     assert load(tmp_path) == TrackingConfig().resolved(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("postgresql://mlflow:s3cr@t@db.example:5432/runs", "postgresql://db.example:5432/runs"),
+        ("sqlite:////tmp/a@b.db", "sqlite:////tmp/a@b.db"),
+        ("http://localhost:5000", "http://localhost:5000"),
+    ],
+)
+def test_an_address_is_shown_without_its_password(uri: str, shown: str) -> None:
+    assert TrackingConfig(tracking_uri=uri).shown_uri == shown

@@ -1,5 +1,6 @@
 """One `kedro run` is one MLflow run. Real MLflow on a throw-away SQLite database, a toy Kedro project."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from mlflow.tracking import MlflowClient
 
 from sleep_pipeline import tracking
 from sleep_pipeline.metrics import NullSink
+from sleep_pipeline.session import NightSession
 from sleep_pipeline.tracking.run import TrackedRun, TrackingError
 
 SETTINGS = """
@@ -43,7 +45,7 @@ def runs_of(project: Path, experiment: str = "toys") -> list[Run]:
 
 
 def execute(project: Path, pipelines: tuple[str, ...] = ("toy",), **parameters: Any) -> None:
-    with KedroSession.create(project_path=project, runtime_params=parameters or None) as session:
+    with NightSession.create(project_path=project, runtime_params=parameters or None) as session:
         session.run(pipeline_names=list(pipelines))
 
 
@@ -108,6 +110,26 @@ def test_a_failed_run_ends_failed_and_says_why(project: Path) -> None:
     assert run.data.tags["error"] == "ValueError: the toy is broken"
     assert run.data.tags["error.node"] == "work_node"
     assert run.data.metrics["loss"] == 1 / 3
+
+
+def test_a_run_with_nothing_to_do_says_so_and_is_no_failure(project: Path, caplog: pytest.LogCaptureFixture) -> None:
+    execute(project, toy={"steps": 0})
+    (run,) = runs_of(project)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["nothing_to_do"] == "there is no step to take"
+    assert "error" not in run.data.tags
+    assert "there is no step to take" in caplog.text
+
+
+def test_other_users_cannot_read_what_a_run_writes(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KedroSession, "run", lambda *_, **__: (project / "made").write_text("private"))
+    before = os.umask(0o022)
+    try:
+        execute(project)
+        assert os.umask(0o022) == 0o022, "and what comes after the run is written as before"
+    finally:
+        os.umask(before)
+    assert (project / "made").stat().st_mode & 0o777 == 0o640
 
 
 def test_a_second_session_of_the_process_gets_a_run_of_its_own(project: Path) -> None:

@@ -147,6 +147,8 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             disable_tqdm=True,
             seed=seed,
         )
+        # Several visible GPUs would make it a DataParallel, which TRL refuses; more processes come from accelerate.
+        arguments._n_gpu = min(arguments.n_gpu, 1)
         self.run = run_digest(seed, settings, self.pools, model)
         self._end = _silent_ids(processing_class)
         self._caches = getattr(model.config, "use_cache", None)

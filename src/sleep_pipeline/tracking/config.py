@@ -1,5 +1,6 @@
 """Where runs are recorded: the typed form of `conf/base/mlflow.yml`."""
 
+import re
 from pathlib import Path, PurePath
 
 from pydantic import BaseModel, ConfigDict
@@ -17,6 +18,11 @@ class TrackingConfig(BaseModel):
     artifact_location: str = "mlartifacts"
     default_experiment: str = "sleep-pipeline"
     experiments: dict[str, str] = {}
+
+    @property
+    def shown_uri(self) -> str:
+        """The address of the store for people and logs, without a password in it."""
+        return re.sub(r"(?<=://)[^/]*@", "", self.tracking_uri)
 
     def experiment(self, pipeline: str) -> str:
         """Return the experiment that runs of `pipeline` belong to."""

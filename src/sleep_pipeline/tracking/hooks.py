@@ -21,6 +21,7 @@ from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
 from sleep_pipeline.registry import NightRegistry
+from sleep_pipeline.session import NothingToDo
 from sleep_pipeline.tracking.active import active_run, phase_run, set_active_run, set_phase_run
 from sleep_pipeline.tracking.config import TrackingConfig
 from sleep_pipeline.tracking.flatten import clean_name, used_parameters
@@ -146,7 +147,7 @@ class MlflowHook:
             run.set_tags(tags)
         set_active_run(run)
         self._started = {"": time.perf_counter()}
-        logger.info("MLflow run %s in %s", run.run_id, self._config.tracking_uri)
+        logger.info("MLflow run %s in %s", run.run_id, self._config.shown_uri)
         run.log_params(used_parameters(pipeline, catalog))
         if git is not None and git.dirty:
             run.log_text(git.diff, "git/uncommitted.diff")
@@ -195,12 +196,12 @@ class MlflowHook:
 
     @hook_impl
     def on_pipeline_error(self, error: Exception) -> None:
-        """End the run as FAILED, with the error as a tag."""
-        run = active_run()
+        """End the run as FAILED, with the error as a tag, unless there was nothing to do."""
+        run, quiet = active_run(), isinstance(error, NothingToDo)
         if run is not None:
             with _whatever_mlflow_says():
-                run.set_tags({"error": f"{type(error).__name__}: {error}"})
-        self._end("FAILED")
+                run.set_tags({"nothing_to_do": str(error)} if quiet else {"error": f"{type(error).__name__}: {error}"})
+        self._end("FINISHED" if quiet else "FAILED")
 
     def _log_seconds(self, name: str) -> None:
         run = active_run()

@@ -54,7 +54,7 @@ def mirror(
             _Mirror(registry, config, environment).update(run_id)
     except Exception as error:
         # Any of a dozen libraries below MLflow may raise here, and none may cost the night.
-        logger.warning("MLflow at %s does not show the register of nights: %s", config.tracking_uri, error)
+        logger.warning("MLflow at %s does not show the register of nights: %s", config.shown_uri, error)
         return False
     return True
 

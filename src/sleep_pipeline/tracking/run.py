@@ -80,7 +80,7 @@ class TrackedRun:
                 client.update_run(attached, status="RUNNING")
             except MlflowException as error:
                 raise TrackingError(
-                    f"MLFLOW_RUN_ID={attached} names no run that can be resumed in {config.tracking_uri}: "
+                    f"MLFLOW_RUN_ID={attached} names no run that can be resumed in {config.shown_uri}: "
                     "unset the variable or correct it."
                 ) from error
             run = cls(client, attached)
@@ -183,7 +183,7 @@ def experiment_id(client: "MlflowClient", name: str, config: TrackingConfig) -> 
                 raise
     if experiment.lifecycle_stage != "active":
         raise TrackingError(
-            f"The MLflow experiment {name!r} in {config.tracking_uri} is deleted: restore it with "
+            f"The MLflow experiment {name!r} in {config.shown_uri} is deleted: restore it with "
             f"`mlflow experiments restore --experiment-id {experiment.experiment_id}` or name another one "
             "in conf/local/mlflow.yml."
         )

@@ -9,13 +9,14 @@ from typing import Any
 
 from sleep_pipeline.memories.settings import CollectSettings
 from sleep_pipeline.night_model import MachineSettings
+from sleep_pipeline.session import NothingToDo
 from sleep_pipeline.validation.rows import TooManyFailures
 
 # Kedro evaluates the annotations of nodes when a command starts, so these stand for types whose import is slow.
 Table = Any  # pandas.DataFrame
 
 
-class NothingNewError(RuntimeError):
+class NothingNewError(NothingToDo):
     """There is nothing to learn tonight.
 
     Attributes:
