@@ -14,6 +14,7 @@ from sleep_pipeline.language_model import (
     embedded_path,
     load_tokenizer,
     without_thinking,
+    without_today,
 )
 
 
@@ -117,23 +118,43 @@ def test_a_template_that_leaves_a_memory_out_is_refused_with_the_remedy(folder: 
         load_tokenizer(templated(folder, "{{ messages[-1]['content'][:3] }}"))
 
 
+EACH = "{%- for m in messages -%}{{ m['content'] }}:{% endfor -%}"
 TURN = [{"role": "user", "content": "where is it"}]
 
 
 def test_a_model_that_thinks_aloud_by_default_answers_at_once(folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
     plain = tokenizer.chat_template
-    each = "{%- for m in messages -%}{{ m['content'] }}: {% endfor -%}"
-    thinking = each + "{%- if enable_thinking is not defined or enable_thinking %}<think>{% else %}at once{% endif %}"
+    thinking = EACH + "{%- if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
     tokenizer.chat_template = thinking
-    assert tokenizer.apply_chat_template(TURN, tokenize=False) == "where is it: <think>"
+    assert tokenizer.apply_chat_template(TURN, tokenize=False) == "where is it:<think>"
     tokenizer.save_pretrained(folder)
     for _ in range(2):
         tokenizer = load_tokenizer(folder)
-        assert tokenizer.apply_chat_template(TURN, tokenize=False) == "where is it: at once"
+        assert tokenizer.apply_chat_template(TURN, tokenize=False) == "where is it:"
         tokenizer.save_pretrained(folder)
     assert without_thinking({"default": thinking})["default"] == tokenizer.chat_template
     assert without_thinking(plain) == plain, "where nothing thinks, nothing is touched"
+
+
+def test_a_model_that_always_thinks_aloud_is_refused_with_the_remedy(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = EACH + "{%- if add_generation_prompt %}<think>{% endif %}"
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ChatTemplateError, match="always think aloud: use a variant of the model that answers at once"):
+        load_tokenizer(folder)
+
+
+def test_a_model_that_is_told_the_date_is_told_the_same_one_for_ever(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = "Today is {{ strftime_now('%d %b %Y') }}. " + EACH
+    tokenizer.save_pretrained(folder)
+    for _ in range(2):
+        tokenizer = load_tokenizer(folder)
+        assert tokenizer.apply_chat_template(TURN, tokenize=False) == "Today is 26 Jul 2024. where is it:"
+        tokenizer.save_pretrained(folder)
+    plain = "{{ messages }}"
+    assert without_today({"default": plain}) == {"default": plain}
 
 
 def test_a_relative_folder_is_found_from_anywhere_in_the_project(

@@ -106,8 +106,9 @@ def load_tokenizer(name_or_path: str | Path = EMBEDDED, *, trust_remote_code: bo
             f"the tokenizer of {name_or_path} has no chat template; use the instruction-tuned variant of the model, or "
             "save a chat_template.jinja beside its tokenizer"
         )
-    tokenizer.chat_template = without_thinking(tokenizer.chat_template)
+    tokenizer.chat_template = without_today(without_thinking(tokenizer.chat_template))
     _take_system_turns(tokenizer, str(name_or_path))
+    _check_replies(tokenizer, str(name_or_path))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
@@ -127,6 +128,42 @@ def without_thinking(template: str | dict[str, str]) -> str | dict[str, str]:
     if "enable_thinking" not in template or template.startswith(_NO_THINKING):
         return template
     return _NO_THINKING + template
+
+
+_ONE_DAY = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
+
+
+def without_today(template: str | dict[str, str]) -> str | dict[str, str]:
+    """The chat template of a model that is told the date, with one date for ever, the one that Llama's falls back to.
+
+    A night that goes on the next day would ask other prompts than it began with, and lessons that are learned again
+    after months would stand in prompts that nobody asks any more.
+    """
+    if isinstance(template, dict):
+        return {name: str(without_today(one)) for name, one in template.items()}
+    if "strftime_now" not in template or template.startswith(_ONE_DAY):
+        return template
+    return _ONE_DAY + template
+
+
+def _check_replies(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Make sure that a reply can be told from its prompt.
+
+    Raises:
+        ChatTemplateError: the template writes a prompt differently once its reply is there, as those of models do that
+            always think aloud.
+    """
+    from sleep_pipeline.generation.likelihood import encode_reply
+
+    turns = [("system", "It rains."), ("user", "How is the weather?"), ("assistant", "Wet.")]
+    try:
+        encode_reply(tokenizer, [{"role": role, "content": content} for role, content in turns])
+    except ValueError as error:
+        raise ChatTemplateError(
+            f"the chat template of {name} writes a prompt differently once its reply is there, as those of models do "
+            "that always think aloud: use a variant of the model that answers at once, or save a chat_template.jinja "
+            "beside its tokenizer whose prompts end where a reply begins"
+        ) from error
 
 
 _FOLDING = (

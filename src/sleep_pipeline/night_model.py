@@ -84,6 +84,16 @@ class MemorySettings(_Settings):
     activation: Literal["silu", "relu", "identity"] = "silu"
     starts_at: float = Field(0.5, ge=0, lt=1)
 
+    @field_validator("levels")
+    @classmethod
+    def _room_to_merge(cls, levels: tuple[LevelSettings, ...]) -> tuple[LevelSettings, ...]:
+        if levels and levels[-1].num_slots < 3:
+            raise ValueError(
+                f"num_slots={levels[-1].num_slots} of the slowest level leaves no room to merge two experts into a "
+                "third; give 3 or more"
+            )
+        return levels
+
     def layers(self, of: int) -> list[int]:
         """Which of so many decoder layers carry a memory."""
         return list(range(int(self.starts_at * of), of))

@@ -48,3 +48,28 @@ def test_a_conversation_that_does_not_fit_is_refused(tiny_model: Any, tiny_token
 
 def test_no_prompts_no_replies(tiny_model: Any, tiny_tokenizer: Any) -> None:
     assert greedy_replies(tiny_model, tiny_tokenizer, []) == []
+
+
+def test_a_reply_ends_at_the_tokenizers_end_mark_whatever_the_model_was_configured_with(
+    tiny_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = tiny_model.forward
+
+    def ends(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        output.logits[..., tiny_tokenizer.eos_token_id] += 1e4
+        return output
+
+    monkeypatch.setattr(tiny_model, "forward", ends)
+    monkeypatch.setattr(tiny_model.generation_config, "eos_token_id", 7)
+    asked: list[int] = []
+    generate = tiny_model.generate
+
+    def watched(**kwargs: Any) -> Any:
+        output = generate(**kwargs)
+        asked.append(output.shape[1] - kwargs["input_ids"].shape[1])
+        return output
+
+    monkeypatch.setattr(tiny_model, "generate", watched)
+    assert greedy_replies(tiny_model, tiny_tokenizer, [[{"role": "user", "content": "where"}]], 9) == [""]
+    assert asked == [1]

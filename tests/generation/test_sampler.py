@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from scipy import stats
 
 from sleep_pipeline.generation.sampler import SamplingSettings, TransformersSampler
@@ -164,3 +165,41 @@ def test_a_reply_knows_which_of_several_end_marks_the_model_said(eager_to_end: A
     for reply in replies:
         assert (reply.end is not None) == reply.ended
         assert not {other, tiny_tokenizer.eos_token_id} & set(reply.ids)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_replies_of_one_prompt_do_not_depend_on_how_many_are_drawn_at_a_time(
+    eager_to_end: Any, tiny_tokenizer: Any, batch_size: int
+) -> None:
+    rows: list[int] = []
+    sampler = TransformersSampler(
+        eager_to_end,
+        tiny_tokenizer,
+        SamplingSettings(max_new_tokens=6, batch_size=batch_size),
+        on_rows=lambda owners: rows.append(len(owners)),
+    )
+    whole = TransformersSampler(eager_to_end, tiny_tokenizer, SamplingSettings(max_new_tokens=6))
+    for ours, theirs in zip(sampler.sample(PROMPTS, 5, seed=3), whole.sample(PROMPTS, 5, seed=3), strict=True):
+        assert [reply.ids for reply in ours] == [reply.ids for reply in theirs]
+    assert max(rows) == min(batch_size, 15)
+
+
+@pytest.mark.parametrize("name", ["Qwen3NextConfig", "Lfm2Config"])
+def test_models_with_other_mixers_than_attention_say_what_generate_says(name: str, tiny_tokenizer: Any) -> None:
+    shape = {"vocab_size": len(tiny_tokenizer), "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    if name == "Qwen3NextConfig":
+        linear = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2}
+        heads |= {"head_dim": 16, "num_experts": 0, "linear_num_value_heads": 2, **linear}
+        config = transformers.Qwen3NextConfig(**shape, **heads, layer_types=["linear_attention", "full_attention"])
+    else:
+        config = transformers.Lfm2Config(**shape, **heads, layer_types=["conv", "full_attention"])
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model.generation_config.eos_token_id = tiny_tokenizer.eos_token_id
+    sampler = TransformersSampler(model, tiny_tokenizer, SamplingSettings(max_new_tokens=6, temperature=0))
+    prompt = PROMPTS[0]
+    ids = torch.tensor([prompt_ids(tiny_tokenizer, prompt)])
+    alone = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=6)
+    for reply, again in sampler.sample([prompt], count=2):
+        assert list(reply.ids) == list(again.ids) == alone[0, ids.shape[1] :].tolist()[: len(reply.ids)]

@@ -19,6 +19,7 @@ from sleep_pipeline.memory import (
     base_view,
     checkpoint_context,
     experts_view,
+    reset,
     student_view,
     teacher_view,
     trace_routing,
@@ -285,3 +286,17 @@ def test_several_nights_adapters_can_teach_one_after_the_other() -> None:
             pass
     activate(model, 1, adapter_name="tuesday")
     assert snapshot(model).keys()
+
+
+def test_a_model_that_has_sampled_trains_though_a_freed_slot_lies_below_an_active_one() -> None:
+    model = with_memory(one_level())
+    learn(model, 1, seed=1)
+    learn(model, 1, seed=2)
+    reset(model, 1, [0])
+    unlock(model, 1)
+    fill(model, 1, seed=3)
+    ids = tokens()
+    with torch.inference_mode():
+        model(input_ids=ids)
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert any(parameter.grad is not None for parameter in model.parameters())

@@ -1,4 +1,5 @@
 import json
+import math
 import sys
 import threading
 import types
@@ -163,3 +164,22 @@ def test_an_endpoint_that_is_not_there_is_named() -> None:
         EndpointJudge("http://127.0.0.1:9/v1", "big", timeout=2).agree([("", "a", "b")])
     with pytest.raises(ValueError, match="starts with http"):
         EndpointJudge("ftp://x", "big")
+
+
+def test_what_cannot_be_a_reply_agrees_with_nothing_and_the_others_are_judged(
+    tiny_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sleep_pipeline.generation import likelihood
+
+    encode = likelihood.encode_reply
+
+    def refuses(tokenizer: Any, messages: Any) -> Any:
+        if messages[-1]["content"] == "odd":
+            raise ValueError("cannot be told from its prompt")
+        return encode(tokenizer, messages)
+
+    monkeypatch.setattr(likelihood, "encode_reply", refuses)
+    judge = LikelihoodJudge(tiny_model, tiny_tokenizer)
+    odd, plain = judge.scores([("Where?", "odd", "in Osk"), ("Where?", " in Osk\n", "at Osk")])
+    assert odd == -math.inf
+    assert plain == judge.scores([("Where?", "in Osk", "at Osk")])[0] > -math.inf

@@ -316,6 +316,22 @@ def test_a_level_hands_its_experts_on_when_its_period_is_over(tiny_tokenizer: An
     assert state_of(model).table.active(2) == (0,)
 
 
+def test_a_full_level_that_was_kept_from_handing_on_does_so_before_the_next_night(
+    tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels = [LevelConfig(period=2, num_slots=2, rank=3, base_width=5), LevelConfig(num_slots=3, rank=3)]
+    model = made_up.louder(with_memory(ContinuumMemoryConfig(levels=levels)))
+    store = ReplayStore(10, 10)
+    for night in (1, 2):
+        learn_expert(model, level=1, seed=night, night=night)
+        store.add("stored", without_context(lessons(4, first=night)), night=night)
+    # Killed before the second night handed on: there is no slot for a third expert, nor for one merged from two.
+    assert state_of(model).table.active(1) == (0, 1)
+    assert make_room(model, tiny_tokenizer, store, small(), night=3, seed=0) is None
+    assert (state_of(model).table.active(1), state_of(model).table.active(2)) == ((), (0,))
+    learn_expert(model, level=1, seed=3, night=3)
+
+
 def test_a_level_whose_turn_was_missed_hands_on_all_that_it_holds_on_the_next_night(
     tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

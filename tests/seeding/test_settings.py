@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from sleep_pipeline.seeding.settings import SeedingSettings
+from sleep_pipeline.seeding.settings import RefineSettings, SeedingSettings
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,10 @@ def test_the_on_policy_share_is_rounded_to_whole_groups(share: float, rows: int,
 def test_the_settings_can_be_read_without_torch() -> None:
     program = "import sys, sleep_pipeline.seeding.settings; sys.exit(bool({'torch', 'trl'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("muon_rate", "wanted"), [(None, None), (0.01, pytest.approx(0.002))])
+def test_refining_slows_muon_down_as_much_as_adamw(muon_rate: float | None, wanted: Any) -> None:
+    seeding = SeedingSettings.model_validate({"optimizer": {"learning_rate": 5e-3, "muon_rate": muon_rate}})
+    refining = RefineSettings(learning_rate=1e-3).seeding(seeding).optimizer
+    assert (refining.learning_rate, refining.muon_rate) == (1e-3, wanted)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import TrainerCallback
 
 from sleep_pipeline.generation.sampler import Reply
 from sleep_pipeline.memory import adapters_view, base_view, experts_view, state_of, unlock
+from sleep_pipeline.seeding.checkpoints import last_checkpoint
 from sleep_pipeline.seeding.hidden import hidden_states
 from sleep_pipeline.seeding.lessons import Lesson
 from sleep_pipeline.seeding.rewards import absolute_reward, imitation_reward
@@ -164,6 +166,21 @@ def test_a_killed_run_goes_on_to_bitwise_the_same_weights(
     resumed = run(tmp_path / "killed", resume=True)
     for name, value in whole.items():
         assert torch.equal(resumed[name], value), name
+
+
+@pytest.mark.parametrize("damaged", ["trainer_state.json", "trained.safetensors"])
+def test_a_damaged_checkpoint_is_passed_over(damaged: str, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    given = settings(on_policy=0.0, optimizer={"steps": 2, "checkpoint_every": 1})
+    trainer = trainer_of(asleep(), tiny_tokenizer, settings=given, output_dir=tmp_path)
+    trainer.train()
+    (newest,) = tmp_path.glob("checkpoint-*")
+    older = newest.with_name("checkpoint-1")
+    shutil.copytree(newest, older)
+    assert last_checkpoint(tmp_path, trainer.run) == newest
+    (newest / damaged).write_bytes(b"")
+    assert last_checkpoint(tmp_path, trainer.run) == older
+    (older / damaged).unlink()
+    assert last_checkpoint(tmp_path, trainer.run) is None
 
 
 def test_a_checkpoint_holds_what_trains_and_nothing_of_the_rest(tiny_tokenizer: Any, tmp_path: Path) -> None:

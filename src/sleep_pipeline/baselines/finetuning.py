@@ -61,7 +61,7 @@ class FineTuning:
         rank: of one LoRA adapter over all linear layers, trained on every night; None trains all weights.
         replay: whether lessons of earlier nights are replayed, as many as sleep replays.
         anchor: weight of elastic weight consolidation; 0 for none.
-        learning_rate: peak; None takes that of the settings.
+        learning_rate: peak, of AdamW alone; None takes the optimizer of the settings.
         seed: of everything that is drawn.
     """
 
@@ -89,7 +89,7 @@ class FineTuning:
         kept = settings.replay.model_copy(update={"gate_penalty": 0.0, **none})
         optimizer = settings.optimizer
         if learning_rate is not None:
-            optimizer = optimizer.model_copy(update={"learning_rate": learning_rate})
+            optimizer = optimizer.model_copy(update={"learning_rate": learning_rate, "muon_rate": None})
         # One-hot teachers are fine-tuned to by cross-entropy, whatever divergence sleep is tried with.
         divergence = settings.divergence if data == "beliefs" else "forward_kl"
         self._settings = settings.model_copy(

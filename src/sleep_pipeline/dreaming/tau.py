@@ -19,6 +19,7 @@ from sleep_pipeline.dreaming.dreams import to_row
 from sleep_pipeline.dreaming.rows import IGNORED, Row, Stack, predictions, side_by_side
 from sleep_pipeline.dreaming.settings import TauSettings
 from sleep_pipeline.generation.replies import GREEDY
+from sleep_pipeline.generation.sampler import end_marks
 from sleep_pipeline.seeding.teacher import TeacherSample, same_answer
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ class SaidAnswers(_Probes):
             **GREEDY,
             max_new_tokens=longest + 4,
             pad_token_id=self.tokenizer.pad_token_id,
+            eos_token_id=end_marks(model, self.tokenizer) or None,
         )
         said = self.tokenizer.batch_decode(output[:, padded["input_ids"].shape[1] :], skip_special_tokens=True)
         wanted = [self.probes[index].answer for index in batch] * copies

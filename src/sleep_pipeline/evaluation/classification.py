@@ -300,5 +300,5 @@ def _rows_of(cache: Any, rows: Tensor) -> Any:
     """A cache of its own with some rows of another, which stays as it is."""
     chosen = copy.copy(cache)
     chosen.layers = [copy.copy(layer) for layer in cache.layers]
-    chosen.batch_select_indices(rows)
+    chosen.reorder_cache(rows)
     return chosen

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 
 def encode_reply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> tuple[list[int], int]:
-    """A conversation's tokens, and where those of its last turn begin.
+    """A conversation's tokens up to the end mark of its last turn, and where those of that turn begin.
+
+    What a template writes behind the end mark, such as a line's end, nobody says.
 
     Args:
         tokenizer: with a chat template.
@@ -29,7 +31,9 @@ def encode_reply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str
             "the chat template writes a prompt differently once its reply is there, so that the reply's tokens "
             f"cannot be told from it: {messages[-1]['content']!r}; use a template that only appends"
         )
-    return ids, len(prompt)
+    start = len(prompt)
+    end = tokenizer.eos_token_id
+    return ids[: ids.index(end, start) + 1] if end in ids[start:] else ids, start
 
 
 def reply_log_probs(
@@ -59,11 +63,14 @@ def reply_log_probs(
         padded = tokenizer.pad(
             {"input_ids": [encoded[index][0] for index in batch]}, padding_side="right", return_tensors="pt"
         ).to(model.device)
+        ids_BT = padded["input_ids"]
+        # Logits from the first answer's predictor on: those of the prompts would be gigabytes with a large vocabulary.
+        first = min(encoded[index][1] for index in batch) - 1
         with evaluating(model), torch.inference_mode():
-            logits = model(**padded).logits[:, :-1]
-            said = padded["input_ids"][:, 1:, None]
+            logits = model(**padded, logits_to_keep=ids_BT.shape[1] - first, use_cache=False).logits[:, :-1]
+            said = ids_BT[:, first + 1 :, None]
             values = logits.gather(-1, said)[..., 0].float() - logits.float().logsumexp(-1)
         for index, row in zip(batch, values.tolist(), strict=True):
             ids, at = encoded[index]
-            found[index] = row[at - 1 : len(ids) - 1]
+            found[index] = row[at - 1 - first : len(ids) - 1 - first]
     return found

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from sleep_pipeline.generation.sampler import check_window, encode_prompts
+from sleep_pipeline.generation.sampler import check_window, encode_prompts, end_marks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,7 +51,11 @@ def greedy_replies(
         padded = tokenizer.pad({"input_ids": [encoded[index] for index in batch]}, return_tensors="pt").to(model.device)
         with torch.inference_mode():
             output = model.generate(
-                **padded, **GREEDY, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id
+                **padded,
+                **GREEDY,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=end_marks(model, tokenizer) or None,
             )
         texts = tokenizer.batch_decode(output[:, padded["input_ids"].shape[1] :], skip_special_tokens=True)
         for index, text in zip(batch, texts, strict=True):

@@ -166,12 +166,13 @@ class TransformersSampler:
         bar: Any = tqdm(batches, progress, disable=None if progress else True, unit="batch")
         with evaluating(self._model):
             for batch in bar:
-                for index, drawn in zip(batch, self._draw(encoded, batch, noise[batch]), strict=True):
-                    replies[index] = drawn
+                for some in noise[batch].split(self.settings.batch_size, dim=1):
+                    for index, drawn in zip(batch, self._draw(encoded, batch, some), strict=True):
+                        replies[index] += drawn
         return replies
 
     def _batches(self, encoded: Sequence[Sequence[int]], count: int) -> Iterator[list[int]]:
-        """Prompts of like length together, so that little is padded."""
+        """Prompts of like length together, so that little is padded; one alone if its replies fill a batch or more."""
         order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
         size = max(1, self.settings.batch_size // count)
         return (order[start : start + size] for start in range(0, len(order), size))
@@ -197,7 +198,8 @@ class TransformersSampler:
             output = model(**padded, position_ids=positions, use_cache=True, logits_to_keep=1)
             cache, logits = output.past_key_values, output.logits[:, -1]
             if count > 1:
-                cache.batch_repeat_interleave(count)
+                # Every kind of layer's cache has this, linear attention's and convolutions' among them.
+                cache.reorder_cache(torch.arange(len(batch), device=device).repeat_interleave(count))
                 logits = logits.repeat_interleave(count, 0)
                 mask = mask.repeat_interleave(count, 0)
             following = mask.sum(-1, keepdim=True)
@@ -213,7 +215,7 @@ class TransformersSampler:
                     break
                 if len(live) - left >= _COMPACT_AT * len(live):
                     keep = going.nonzero()[:, 0]
-                    cache.batch_select_indices(keep)
+                    cache.reorder_cache(keep)
                     live, going, tokens, mask, following = (t[keep] for t in (live, going, tokens, mask, following))
                     if self._on_rows is not None:
                         tell([owners[row] for row in live.tolist()])

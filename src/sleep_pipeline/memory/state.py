@@ -86,7 +86,9 @@ class LevelPlan:
         if torch.compiler.is_compiling():
             return self._mask(device)
         if device not in self.masks:
-            self.masks[device] = self._mask(device)
+            # Made while sampling, it is read while training as well.
+            with torch.inference_mode(False):
+                self.masks[device] = self._mask(device)
         return self.masks[device]
 
     def _mask(self, device: torch.device) -> Tensor:

@@ -6,12 +6,13 @@ Everything else that a checkpoint needs, transformers' trainer writes beside the
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -20,6 +21,7 @@ from sleep_pipeline.seeding.lessons import Lesson
 from sleep_pipeline.seeding.settings import SeedingSettings
 
 TRAINED = "trained.safetensors"
+_STATE = "trainer_state.json"
 
 
 def run_digest(
@@ -49,9 +51,18 @@ def run_digest(
 
 def last_checkpoint(folder: Path, run: str) -> Path | None:
     """The newest checkpoint of a run that was saved to its end."""
-    complete = [state.parent for state in folder.glob("checkpoint-*/trainer_state.json")]
+    complete = [state.parent for state in folder.glob(f"checkpoint-*/{_STATE}") if _can_be_read(state)]
     newest_first = sorted(complete, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     return next((path for path in newest_first if _run_of(path) == run), None)
+
+
+def _can_be_read(state: Path) -> bool:
+    """Whether the trainer's state is whole: a full disk or a power cut can leave an empty file behind."""
+    try:
+        json.loads(state.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def save_trained(model: nn.Module, folder: Path, run: str) -> None:
@@ -88,8 +99,9 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _run_of(folder: Path) -> str | None:
-    if not (folder / TRAINED).is_file():
+    try:
+        with safe_open(folder / TRAINED, "pt") as file:
+            run: str | None = (file.metadata() or {}).get("run")
+            return run
+    except (OSError, SafetensorError):
         return None
-    with safe_open(folder / TRAINED, "pt") as file:
-        run: str | None = (file.metadata() or {}).get("run")
-        return run

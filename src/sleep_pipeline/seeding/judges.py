@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import urllib.error
 import urllib.request
@@ -227,20 +228,26 @@ class LikelihoodJudge:
 
     def scores(self, trios: Sequence[Trio]) -> list[float]:
         """The smaller direction's mean log-probability a token, nats; 0 is certainty."""
-        from sleep_pipeline.generation.likelihood import reply_log_probs
+        from sleep_pipeline.generation.likelihood import encode_reply, reply_log_probs
 
         conversations = []
-        for question, one, other in trios:
-            for known, said in ((one, other), (other, one)):
-                conversations.append(
-                    [
-                        {"role": "system", "content": f"{question} {known}".strip()},
-                        {"role": "user", "content": question or self.instruction},
-                        {"role": "assistant", "content": said},
-                    ]
-                )
-        found = reply_log_probs(self._model, self._tokenizer, conversations, self.batch_size)
-        means = [sum(tokens) / len(tokens) for tokens in found]
+        means = [-math.inf] * (2 * len(trios))
+        for number, (question, one, other) in enumerate(trios):
+            for way, (known, said) in enumerate(((one, other), (other, one))):
+                conversation = [
+                    {"role": "system", "content": f"{question} {known}".strip()},
+                    {"role": "user", "content": question or self.instruction},
+                    {"role": "assistant", "content": said.strip()},
+                ]
+                try:
+                    encode_reply(self._tokenizer, conversation)
+                except ValueError:
+                    # What a student says may be anything, marks of the template among it; no answer is likely then.
+                    continue
+                conversations.append((2 * number + way, conversation))
+        found = reply_log_probs(self._model, self._tokenizer, [one for _, one in conversations], self.batch_size)
+        for (place, _), tokens in zip(conversations, found, strict=True):
+            means[place] = sum(tokens) / len(tokens)
         return [min(pair) for pair in zip(means[0::2], means[1::2], strict=True)]
 
     def calibrate(self, trios: Sequence[Trio], same: Sequence[bool]) -> Calibration:

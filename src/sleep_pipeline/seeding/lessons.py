@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 from jinja2 import TemplateError
 from rapidfuzz import fuzz, process
 
+from sleep_pipeline.generation.likelihood import encode_reply
 from sleep_pipeline.generation.modes import evaluating
 from sleep_pipeline.generation.sampler import SamplingSettings, TransformersSampler
 from sleep_pipeline.seeding.divergences import CachedTeacher, cache_teacher
 from sleep_pipeline.seeding.hidden import answer_head, hidden_states
-from sleep_pipeline.seeding.teacher import Message, TeacherSample, TeacherSettings, read_pairs, shares
+from sleep_pipeline.seeding.teacher import TeacherSample, TeacherSettings, read_pairs, shares
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -70,21 +71,16 @@ def read_beliefs(
         view: the number of this teacher, where there are several.
 
     Raises:
-        ValueError: the chat template writes an answer differently after a context, or the logits cannot be had from
-            the last hidden states (see `answer_head`).
+        ValueError: the chat template writes an answer differently after a context, or its prompt once the answer is
+            there, or the logits cannot be had from the last hidden states (see `answer_head`).
     """
     import torch
 
     if not samples:
         return []
 
-    def encode(messages: list[Message]) -> tuple[list[int], int]:
-        whole = list(tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"])
-        prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=True)
-        return whole, len(prompt["input_ids"])
-
-    taught = [encode(sample.messages(contexts[sample.context])) for sample in samples]
-    learned = taught if student_reads else [encode(sample.messages()) for sample in samples]
+    taught = [encode_reply(tokenizer, sample.messages(contexts[sample.context])) for sample in samples]
+    learned = taught if student_reads else [encode_reply(tokenizer, sample.messages()) for sample in samples]
     for sample, (with_ids, with_start), (without_ids, start) in zip(samples, taught, learned, strict=True):
         if with_ids[with_start:] != without_ids[start:]:
             raise ValueError(
@@ -217,7 +213,8 @@ def free_lessons(
 
     Args:
         model: in the teacher's view.
-        tokenizer: a beginning-of-sequence token starts the texts; without one there are none.
+        tokenizer: its beginning-of-sequence token starts the texts, or else the model's; without one there are none,
+            and a warning says so.
         count: how many.
         tokens: of each; shorter where the model ends.
         top_k: tokens kept at every position.
@@ -225,13 +222,23 @@ def free_lessons(
     """
     import torch
 
-    if tokenizer.bos_token_id is None or not count:
+    if not count:
+        return []
+    first = tokenizer.bos_token_id
+    if first is None:
+        first = getattr(model.config.get_text_config(), "bos_token_id", None)
+    if first is None:
+        logger.warning(
+            "neither the tokenizer nor the model of %s has a token that begins a text, so that nothing of how it "
+            "speaks is rehearsed (replay.free_texts)",
+            model.config.name_or_path,
+        )
         return []
     sampler = TransformersSampler(model, tokenizer, SamplingSettings(tokens, batch_size=count))
-    (replies,) = sampler.continue_ids([[tokenizer.bos_token_id]], count, seed=seed)
+    (replies,) = sampler.continue_ids([[first]], count, seed=seed)
     lessons = []
     for reply in replies:
-        ids = (tokenizer.bos_token_id, *reply.ids)
+        ids = (first, *reply.ids)
         if len(ids) < 2:
             continue
         with evaluating(model), torch.inference_mode():

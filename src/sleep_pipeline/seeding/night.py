@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sleep_pipeline.memory import CONTEXT, Journal, Pair, base_view, consolidation, state_of, teacher_view
+from sleep_pipeline.memory.slots import SlotState
 from sleep_pipeline.seeding.judges import Judge, LikelihoodJudge, Trio
 from sleep_pipeline.seeding.lessons import (
     Lesson,
@@ -248,6 +249,10 @@ def make_room(
     """
     state = state_of(model)
     emptied = {pair.sender for pair in state.config.schedule().overdue(night, state.table.handed_on)}
+    if level in emptied and not state.table.in_state(level, SlotState.FREE):
+        # An earlier night was cut short before it handed on.
+        hand_on(model, tokenizer, store, settings, night, seed, folder)
+        return None
     if level in emptied or not state.table.must_merge(level):
         return None
     slots = state.table.slots(level)

@@ -144,7 +144,7 @@ class RefineSettings(_Settings):
 
     Attributes:
         steps: optimizer steps.
-        learning_rate: peak.
+        learning_rate: peak; where seeding has a `muon_rate`, that is smaller or larger by as much.
     """
 
     steps: PositiveInt = 200
@@ -152,6 +152,11 @@ class RefineSettings(_Settings):
 
     def seeding(self, seeding: SeedingSettings) -> SeedingSettings:
         """The settings of seeding with these in their place; the student says nothing itself."""
-        changed = {"steps": self.steps, "learning_rate": self.learning_rate}
+        rate = seeding.optimizer.muon_rate
+        changed = {
+            "steps": self.steps,
+            "learning_rate": self.learning_rate,
+            "muon_rate": rate and rate * self.learning_rate / seeding.optimizer.learning_rate,
+        }
         optimizer = seeding.optimizer.model_copy(update=changed)
         return seeding.model_copy(update={"optimizer": optimizer, "on_policy": 0.0, "alpha": 1.0})

@@ -145,7 +145,8 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             logging_steps=10,
             report_to="none",
             disable_tqdm=True,
-            seed=seed,
+            # NumPy takes no larger one; everything that is drawn here takes the whole seed.
+            seed=seed % 2**32,
         )
         # Several visible GPUs would make it a DataParallel, which TRL refuses; more processes come from accelerate.
         arguments._n_gpu = min(arguments.n_gpu, 1)
