@@ -151,7 +151,7 @@ def test_a_model_that_is_told_the_date_is_told_the_same_one_for_ever(folder: Pat
     tokenizer.save_pretrained(folder)
     for _ in range(2):
         tokenizer = load_tokenizer(folder)
-        assert tokenizer.apply_chat_template(TURN, tokenize=False) == "Today is 26 Jul 2024. where is it:"
+        assert tokenizer.apply_chat_template(TURN, tokenize=False) == "Today is 26 Jul 2024.where is it:"
         tokenizer.save_pretrained(folder)
     plain = "{{ messages }}"
     assert without_today({"default": plain}) == {"default": plain}
