@@ -261,7 +261,8 @@ def main() -> None:
     if arguments.quick:
         seeds, contexts, copies, dreams = seeds[:1], 3, 3, 2
         changes = {"trials": {"steps": 8, "lr": 5e-3}}
-    changes |= {"dreams": {"dreams": dreams}, "rewards": {"seeds": copies, "racing": arguments.sigmas}}
+    changes |= {"dreams": {"dreams": dreams}}
+    changes["rewards"] = {"noise": "seeds", "seeds": copies, "racing": arguments.sigmas}
     settings = DreamingSettings.model_validate(changes)
     worlds = []
     for seed in seeds:

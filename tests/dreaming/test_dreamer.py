@@ -37,7 +37,7 @@ PROBES = [
 ]
 SETTINGS = DreamingSettings(
     trials=TrialSettings(steps=12, lr=5e-3),
-    rewards=RewardSettings(seeds=2),
+    rewards=RewardSettings(seeds=2, noise="seeds", racing=1.0),
     rest_em=RestEmSettings(rounds=2, rank=2, steps=2, rows=2, lr=0.01),
 )
 RANDOM = DreamSettings(

@@ -39,7 +39,7 @@ RAIN = dreamt(2, ("Does it rain?", "It does"))
 SETTINGS = DreamingSettings(
     scores=ScoreSettings(top_k=3, random_b=1),
     trials=TrialSettings(steps=12, lr=5e-3),
-    rewards=RewardSettings(seeds=2, racing=None),
+    rewards=RewardSettings(seeds=2, noise="seeds"),
 )
 
 
@@ -58,7 +58,7 @@ def report(tiny_settings: Any, tiny_tokenizer: Any) -> DreamReport:
 @pytest.mark.parametrize("baseline", ["before", "others"])
 def test_a_copy_that_learns_nothing_gains_nothing_in_bf16(tiny_model: Any, tiny_tokenizer: Any, baseline: Any) -> None:
     trials = TrialSettings(steps=1, lr=1e-12, precision="bf16")
-    rewards = RewardSettings(seeds=2, racing=None, baseline=baseline)
+    rewards = RewardSettings(seeds=2, noise="seeds", baseline=baseline)
     settings = SETTINGS.model_copy(update={"trials": trials, "rewards": rewards})
     told = judge_dreams(tiny_model, tiny_tokenizer, CONTEXTS[:1], [RIGHT, WRONG], PROBES[:2], settings, seed=1)
     assert [dream.reward for dream in told.dreams] == [0, 0]
@@ -109,7 +109,7 @@ def test_the_summary_says_so_when_nothing_helped(report: DreamReport, tiny_model
         tiny_model,
         tiny_tokenizer,
         [RIGHT, INNS],
-        SETTINGS.model_copy(update={"rewards": RewardSettings(seeds=2, margin=1e6)}),
+        SETTINGS.model_copy(update={"rewards": RewardSettings(seeds=2, noise="seeds", margin=1e6)}),
     )
     assert "0 helped. No dream was better than the noise" in nothing.summary()
     assert nothing.lessons() == (CONTEXTS, [])
@@ -124,7 +124,7 @@ def test_against_the_model_before_any_fine_tuning_on_answers_may_look_good(
     tiny_model: Any, tiny_tokenizer: Any
 ) -> None:
     settings = SETTINGS.model_copy(
-        update={"rewards": RewardSettings(seeds=2, racing=None, baseline="before", test="margin")}
+        update={"rewards": RewardSettings(seeds=2, noise="seeds", baseline="before", test="margin")}
     )
     against_before = judged(tiny_model, tiny_tokenizer, [RIGHT, WRONG, INNS], settings)
     others = judged(tiny_model, tiny_tokenizer, [RIGHT, WRONG, INNS])
@@ -159,7 +159,7 @@ def test_the_same_seed_gives_the_same_night_and_the_model_stays_as_it_was(
 def test_a_race_rewards_the_same_dreams_after_fewer_copies(
     report: DreamReport, tiny_model: Any, tiny_tokenizer: Any
 ) -> None:
-    rewards = RewardSettings(seeds=4, racing=1.0)
+    rewards = RewardSettings(seeds=4, noise="seeds", racing=1.0)
     raced = judged(tiny_model, tiny_tokenizer, [RIGHT, WRONG, INNS], SETTINGS.model_copy(update={"rewards": rewards}))
     assert [dream.reward for dream in raced.dreams] == [1, 0, 1]
     assert all(1 <= len(dream.marks) <= 4 for dream in raced.dreams)
@@ -180,7 +180,7 @@ def test_where_single_probes_count_a_race_rewards_no_dream_early(
 
 
 def test_a_race_does_not_move_the_baseline_towards_dreams_that_run_long() -> None:
-    tau = Tau([0, 1, 1], (0.0, 0.0), [PROBES[0], PROBES[2]], RewardSettings(seeds=3))
+    tau = Tau([0, 1, 1], (0.0, 0.0), [PROBES[0], PROBES[2]], RewardSettings(seeds=3, noise="seeds"))
     gains = tau.gains({0: [(5.0, 0.0)], 1: [(1.0, 0.0)] * 3, 2: [(3.0, 0.0)]})
     assert gains[0] == [pytest.approx(5.0 - 2.0)]
     diverged = tau.gains({0: [(5.0, 0.0)], 1: [(math.nan, 0.0), (1.0, 0.0)], 2: [(math.nan, 0.0)]})

@@ -9,7 +9,7 @@ from sleep_pipeline.dreaming.rewards import judge, rewarded_by
 from sleep_pipeline.dreaming.settings import RewardSettings
 
 SEEDS, DREAMS = 6, 40
-SETTINGS = RewardSettings(seeds=SEEDS)
+SETTINGS = RewardSettings(seeds=SEEDS, noise="seeds")
 
 
 def problem(rng: np.random.Generator, effects: Sequence[float] = (0.8, 0.0, -0.4, -1.0)) -> np.ndarray:

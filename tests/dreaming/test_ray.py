@@ -141,7 +141,7 @@ def test_the_same_dreams_are_rewarded(
     settings = DreamingSettings(
         scores=ScoreSettings(top_k=3, random_b=0),
         trials=TrialSettings(steps=12, lr=5e-3, trials_at_once=1),
-        rewards=RewardSettings(seeds=3, racing=racing),
+        rewards=RewardSettings(seeds=3, noise="seeds", racing=racing),
     )
     given = (tiny_model, tiny_tokenizer, CONTEXTS, dreams, PROBES, settings, 1)
     here, there = judge_dreams(*given), judge_dreams(*given, workers=workers)

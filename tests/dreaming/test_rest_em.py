@@ -165,7 +165,9 @@ def test_contexts_must_be_held_out(pair: tuple[Any, Any], tiny_tokenizer: Any) -
 def test_trials_judge_every_dream_without_the_dreamers_adapter(pair: tuple[Any, Any], tiny_tokenizer: Any) -> None:
     model, dreamer = pair
     probes = {MIRA: [("Where does Mira live?", "In Osk")], OSK: [("How many inns?", "There are 12")]}
-    settings = DreamingSettings(trials=TrialSettings(steps=12, lr=5e-3), rewards=RewardSettings(seeds=2))
+    settings = DreamingSettings(
+        trials=TrialSettings(steps=12, lr=5e-3), rewards=RewardSettings(seeds=2, noise="seeds", racing=1.0)
+    )
     right = DreamText(0, "quiz", MIRA, "Quiz", "", (("Where does Mira live?", "In Osk"),))
     wrong = DreamText(0, "quiz", MIRA, "Quiz", "", (("Why?", "Seven brown hats"),))
     inns = DreamText(1, "quiz", OSK, "Quiz", "", (("How many inns?", "There are 12"),))

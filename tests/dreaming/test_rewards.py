@@ -1,4 +1,7 @@
 import math
+from collections.abc import Iterator
+from statistics import fmean, stdev
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +14,15 @@ from sleep_pipeline.dreaming.rewards import (
     early_level,
     foretold,
     judge,
+    judge_among,
     rewarded_by,
     standard_error,
 )
 from sleep_pipeline.dreaming.settings import RewardSettings
 
-T, SIGN, MARGIN = (RewardSettings(test=test, noise="both") for test in ("t", "sign", "margin"))  # type: ignore[arg-type]
-SEEDS = RewardSettings(noise="seeds")
+T, SIGN, MARGIN = (RewardSettings(test=test, noise="both", seeds=4) for test in ("t", "sign", "margin"))  # type: ignore[arg-type]
+SEEDS = RewardSettings(noise="seeds", seeds=4)
+AMONG = RewardSettings()
 
 
 def table(rng: np.random.Generator, effect: float, seeds: int = 3, probes: int = 8) -> NDArray[np.float64]:
@@ -82,7 +87,7 @@ def test_seeds_that_differ_are_noise_however_many_probes_there_are() -> None:
 
 def test_one_seed_cannot_tell_the_noise_of_seeds() -> None:
     with pytest.raises(ValidationError, match="says nothing of the noise of seeds"):
-        RewardSettings(seeds=1)
+        RewardSettings(seeds=1, noise="seeds")
     assert RewardSettings(seeds=1, noise="both").seeds == 1
 
 
@@ -96,7 +101,7 @@ def test_the_sign_test_counts_probes_by_their_mean_over_seeds() -> None:
 @pytest.mark.parametrize("test", ["t", "sign", "margin"])
 def test_the_gain_must_exceed_the_margin(test: str) -> None:
     after = [[1.0, 1.1, 0.9, 1.0, 1.05, 0.95]] * 2
-    settings = RewardSettings(test=test, margin=0.5)  # type: ignore[arg-type]
+    settings = RewardSettings(test=test, margin=0.5, noise="seeds")  # type: ignore[arg-type]
     assert judge(after, [0.0] * 6, settings).reward == 1
     assert judge(after, [0.6] * 6, settings).reward == 0
 
@@ -161,3 +166,85 @@ def test_a_foretold_verdict_tells_of_the_copies_that_there_are() -> None:
     assert foretold([[0.5, 0.7]], [0.0, 0.2], SEEDS, chance=0.2, noise=0.2, freedom=12).reward == 0
     diverged = foretold([[math.nan]], [0.0], SEEDS, chance=0.0, noise=math.inf, freedom=0)
     assert diverged.reward == 0 and math.isnan(diverged.noise) and math.isnan(diverged.chance)
+
+
+CONTEXTS = [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def worlds(helps: float, seed: int, count: int = 200) -> Iterator[NDArray[np.float64]]:
+    """Scores of ten dreams on five contexts: a dream's form, the context and chance, and what it knows of its own."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        scores = 3 * rng.normal(size=(10, 1)) + rng.normal(size=(1, 5)) + rng.normal(size=(10, 5))
+        scores[np.arange(10), CONTEXTS] += helps
+        yield scores
+
+
+def test_of_dreams_that_know_nothing_so_many_are_rewarded_as_the_level_says() -> None:
+    rewards = [verdict.reward for world in worlds(0.0, 0) for verdict in judge_among(world, CONTEXTS, AMONG)]
+    assert 0.03 < fmean(rewards) < 0.07
+
+
+def test_most_dreams_that_know_their_context_are_rewarded() -> None:
+    rewards = [verdict.reward for world in worlds(4.0, 1) for verdict in judge_among(world, CONTEXTS, AMONG)]
+    assert fmean(rewards) > 0.8
+
+
+def test_what_a_form_does_to_every_context_is_no_merit() -> None:
+    (world,) = worlds(0.0, 2, 1)
+    louder = world.copy()
+    louder[3] += 100.0
+    for plain, loud in zip(judge_among(world, CONTEXTS, AMONG), judge_among(louder, CONTEXTS, AMONG), strict=True):
+        assert (plain.reward, plain.gain) == (loud.reward, pytest.approx(loud.gain))
+
+
+def foretold_without(world: NDArray[np.float64], row: int, column: int) -> float:
+    """What the effects of all other cells that are nobody's own say of one cell, by descent instead of algebra."""
+    cells = [(j, k) for j in range(10) for k in range(5) if k != CONTEXTS[j] and (j, k) != (row, column)]
+    dreams, contexts = np.zeros(10), np.zeros(5)
+    for _ in range(300):
+        for j in range(10):
+            dreams[j] = fmean(world[j, k] - contexts[k] for i, k in cells if i == j)
+        for k in range(5):
+            contexts[k] = fmean(world[j, k] - dreams[j] for j, i in cells if i == k)
+    return float(dreams[row] + contexts[column])
+
+
+def test_a_verdict_among_others_is_that_of_a_slow_reference() -> None:
+    (world,) = worlds(1.0, 3, 1)
+    dream, own = 4, 2
+    gain = world[dream, own] - foretold_without(world, dream, own)
+    nulls = [world[j, own] - foretold_without(world, j, own) for j in range(10) if CONTEXTS[j] != own]
+    verdict = judge_among(world, CONTEXTS, AMONG)[dream]
+    assert (verdict.gain, verdict.noise) == (pytest.approx(gain), pytest.approx(stdev(nulls)))
+    assert verdict.chance == pytest.approx(float(stats.t.sf(gain / stdev(nulls), 7)))
+    margin = RewardSettings(margin=abs(gain) - 1e-6, test="margin")
+    assert judge_among(world, CONTEXTS, margin)[dream].reward == int(gain > 0)
+    assert judge_among(world, CONTEXTS, margin.model_copy(update={"margin": abs(gain) + 1e-6}))[dream].reward == 0
+
+
+def test_without_two_dreams_of_other_contexts_nothing_is_told_and_nothing_earned() -> None:
+    (world,) = worlds(9.0, 4, 1)
+    for contexts in ([0, 0, 0], [0, 0, 1]):
+        verdict = judge_among(world[:3], contexts, AMONG)[0]
+        assert verdict.reward == 0 and math.isnan(verdict.gain) and math.isnan(verdict.chance)
+
+
+def test_two_contexts_are_compared_without_what_a_dream_does_elsewhere() -> None:
+    scores = np.array([[5.0, 0.0], [5.2, 0.1], [0.0, 5.0], [0.1, 5.1], [-0.1, 5.2]])
+    assert [verdict.reward for verdict in judge_among(scores, [0, 0, 1, 1, 1], AMONG)][:2] == [1, 1]
+
+
+def test_copies_that_diverged_earn_nothing_and_spoil_nothing() -> None:
+    (world,) = worlds(6.0, 5, 1)
+    broken = world.copy()
+    broken[0] = math.nan
+    verdicts = judge_among(broken, CONTEXTS, AMONG)
+    assert verdicts[0].reward == 0 and all(math.isfinite(verdict.chance) for verdict in verdicts[1:])
+
+
+@pytest.mark.parametrize("other", [{"test": "sign"}, {"baseline": "before"}, {"scope": "all"}, {"racing": 1.0}])
+def test_what_does_not_go_with_a_comparison_among_dreams_is_refused(other: dict[str, Any]) -> None:
+    (name,) = other
+    with pytest.raises(ValueError, match=rf"{name}=.* does not go with noise: dreams"):
+        RewardSettings(**other)

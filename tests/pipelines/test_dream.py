@@ -87,7 +87,7 @@ class Life:
         dreaming = DreamingSettings(
             dreams=DreamSettings(dreams=dreams),
             trials=TrialSettings(steps=12, lr=5e-3),
-            rewards=RewardSettings(seeds=2),
+            rewards=RewardSettings(seeds=2, noise="seeds", racing=1.0),
             rest_em=rest_em,
         )
         *_, summary, _, dreamer = dream_night(

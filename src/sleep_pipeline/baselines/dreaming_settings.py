@@ -32,7 +32,7 @@ def _night() -> DreamingSettings:
         scores=ScoreSettings(top_k=4, random_b=2, each="context"),
         trials=TrialSettings(lr=1e-3, steps=10),
         tau=TauSettings(kind="questions"),
-        rewards=RewardSettings(level=0.1, noise="both", scope="all"),
+        rewards=RewardSettings(seeds=4, level=0.1, noise="both", scope="all", racing=1.0),
         rest_em=RestEmSettings(lr=1e-2, steps=80, rows=16),
     )
 

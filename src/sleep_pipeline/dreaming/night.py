@@ -20,10 +20,20 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sleep_pipeline.dreaming.dreams import DreamText, Withheld, sample_dreams, to_rows
 from sleep_pipeline.dreaming.extras import check_workers
 from sleep_pipeline.dreaming.racing import race
-from sleep_pipeline.dreaming.rewards import Verdict, baseline_of_others, early_level, foretold, judge, rewarded_by
+from sleep_pipeline.dreaming.rewards import (
+    Verdict,
+    baseline_of_others,
+    early_level,
+    foretold,
+    judge,
+    judge_among,
+    rewarded_by,
+)
 from sleep_pipeline.dreaming.rows import Dream, fault
 from sleep_pipeline.dreaming.scores import Kept, score, select
 from sleep_pipeline.dreaming.settings import DreamingSettings, RewardSettings
@@ -102,7 +112,14 @@ class DreamReport:
         """The night in two sentences."""
         text = f"{self.asked} dreams drawn, {len(self.dreams)} usable, {len(self.tried)} tried, "
         text += f"{len(self.rewarded)} helped."
-        if not self.rewarded:
+        if self.tried and all(
+            math.isnan(dream.verdict.after - dream.verdict.before) for dream in self.tried if dream.verdict
+        ):
+            text += (
+                " Nothing could be told of them: a dream is compared with dreams of other memories, and fewer than two "
+                "were tried."
+            )
+        elif not self.rewarded:
             text += " No dream was better than the noise, so there is nothing to learn from this night's dreaming."
         return text
 
@@ -316,6 +333,8 @@ def try_dreams(
     if settings.racing is None:
         found = run([(index, number) for index in chosen for number in range(settings.seeds)])
         marks = {index: found[at * settings.seeds :][: settings.seeds] for at, index in enumerate(chosen)}
+        if settings.noise == "dreams":
+            return marks, tau.among(marks)
         return marks, {index: judge(*pair, settings) for index, pair in tau.compared(marks).items()}
     done = race(
         chosen,
@@ -375,6 +394,23 @@ class Tau:
             ]
             found[index] = [[row[at] for at in asked] for row in rows], [baseline[at] for at in asked]
         return found
+
+    def among(self, marks: Mapping[int, Sequence[Marks]]) -> dict[int, Verdict]:
+        """Verdicts on dreams that are compared with one another; see `rewards.judge_among`."""
+        columns = {context: at for at, context in enumerate(sorted({probe.context for probe in self.probes}))}
+        scores_DC = np.array(
+            [
+                [
+                    fmean(
+                        mark for mark, probe in zip(_mean(rows), self.probes, strict=True) if probe.context == context
+                    )
+                    for context in columns
+                ]
+                for rows in marks.values()
+            ]
+        ).reshape(len(marks), len(columns))
+        verdicts = judge_among(scores_DC, [columns[self.contexts[index]] for index in marks], self.settings)
+        return dict(zip(marks, verdicts, strict=True))
 
     def gains(self, marks: Mapping[int, Sequence[Marks]]) -> dict[int, list[float]]:
         """Each copy's mean gain."""

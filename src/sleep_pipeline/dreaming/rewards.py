@@ -1,7 +1,9 @@
 """The reward of a dream (paper.md eq. 6): 1 if the copies that learned it are better than the baseline, else 0.
 
-Deviation: the paper rewards any improvement of one copy. With few probes and one seed that is partly luck, so here
-several seeds are compared with the baseline probe by probe, and the gain must stand out from the noise of both.
+Deviation: the paper rewards any improvement of one copy. That is mostly luck: whatever a copy learns moves its answers
+about everything, and two dreams that know nothing of a memory differ on its questions by far more than two copies of
+one dream do. So by default (`judge_among`) a dream must help with its own memory beyond what the dreams of other
+memories, which know nothing of it, do to it. `judge` compares with the noise of seeds and probes alone.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ class Verdict:
         reward: 1 or 0.
         before: mean score of the baseline.
         after: mean score of the copies.
-        noise: standard error of the gain over what `settings.noise` says; not a number where it cannot be told.
+        noise: standard error of the gain over what `settings.noise` says, of `dreams` the standard deviation of such
+            gains; not a number where it cannot be told.
         chance: probability of such a gain, or a larger one, without any effect; not a number for the test `margin`.
     """
 
@@ -69,6 +72,59 @@ def judge(after: Sequence[Sequence[float]], before: Sequence[float], settings: R
     gain = float(gains.mean())
     better = gain > settings.margin and (settings.test == "margin" or chance < settings.level)
     return Verdict(int(better), float(early.mean()), float(late.mean()), noise, chance)
+
+
+def judge_among(scores_DC: Floats, contexts: Sequence[int], settings: RewardSettings) -> list[Verdict]:
+    """Reward dreams by how much more they help with their own context than dreams of other contexts do.
+
+    What is to be expected of a dream that knows nothing of a context is what dreams do to that context in general and,
+    with three contexts or more, what this dream does to others in general (least squares over all dreams and the
+    contexts that they are not about). So neither the form of a dream nor what any fine-tuning brings is a merit. The
+    noise is how far off this expectation is for the dreams of other contexts, each foretold without its own score.
+
+    Args:
+        scores_DC: mean score of each dream's copies on the probes of each context, `[dreams, contexts]`; a dream whose
+            copies diverged has scores that are not finite, and earns nothing.
+        contexts: the column of each dream's own context.
+        settings: `margin` and `level`; see `RewardSettings`.
+
+    Returns:
+        A verdict a dream. Where fewer than two dreams are of other contexts nothing can be told, and nothing is earned.
+    """
+    dreams, columns = scores_DC.shape
+    own_DC = np.eye(columns, dtype=bool)[list(contexts)]
+    whole_D: NDArray[np.bool_] = np.asarray(np.isfinite(scores_DC).all(axis=1))
+    rows, at = np.nonzero(whole_D[:, None] & ~own_DC)
+    design = np.eye(columns)[at]
+    expected_DC = np.zeros((dreams, columns))
+    off_DC = np.full((dreams, columns), math.nan)
+    if len(rows):
+        # With two contexts every dream has one score in the fit, which its own general effect would explain away.
+        by_dream = np.eye(dreams)[rows] if columns > 2 else np.zeros((len(rows), 0))
+        design = np.hstack([design, by_dream])
+        solver = np.linalg.pinv(design)
+        found = solver @ scores_DC[rows, at]
+        expected_DC = expected_DC + found[:columns] + (found[columns:, None] if columns > 2 else 0.0)
+        leverage = np.einsum("nk,kn->n", design, solver)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            off_DC[rows, at] = (scores_DC[rows, at] - design @ found) / np.where(
+                leverage < 1 - 1e-9, 1 - leverage, math.nan
+            )
+    verdicts = []
+    for dream, context in enumerate(contexts):
+        after = float(scores_DC[dream, context])
+        nulls = off_DC[:, context][np.isfinite(off_DC[:, context])]
+        if not whole_D[dream] or len(nulls) < 2:
+            verdicts.append(Verdict(0, math.nan, after, math.nan, math.nan))
+            continue
+        gain = after - float(expected_DC[dream, context])
+        noise, over = float(nulls.std(ddof=1)), gain - settings.margin
+        chance = math.nan
+        if settings.test == "t":
+            chance = float(stats.t.sf(over / noise, len(nulls) - 1)) if noise else float(over <= 0)
+        better = over > 0 and (settings.test == "margin" or chance < settings.level)
+        verdicts.append(Verdict(int(better), after - gain, after, noise, chance))
+    return verdicts
 
 
 def rewarded_by(gains_NS: Floats, settings: RewardSettings) -> NDArray[np.bool_]:

@@ -181,38 +181,52 @@ class TauSettings(_Settings):
 class RewardSettings(_Settings):
     """When a dream is rewarded (paper.md eq. 6): if its copies are better than the baseline by more than noise.
 
+    With `noise: seeds`, two of five dreams that know nothing of a memory are rewarded for it (`benchmarks/LOG.md`,
+    2026-11-26), since dreams differ by more than the copies of one; with `dreams` it is the share that `level` says.
+
     Attributes:
         seeds: copies of every dream that are trained, from different initial adapters.
         test: `t`: the gain against its noise; `sign`: how many probes gained, whatever how much; `margin`: the mean
             gain alone, as in the paper.
         level: of `t` and `sign`, the chance that a dream that does nothing is rewarded.
         margin: smallest mean gain, in the unit of the measure (nats a token, or share of the answers).
-        noise: of `t`: `seeds` where the probes are all that counts, so that a dream that answers one of them well is
-            good; `both` where they stand for many others, which takes some ten probes a context.
+        noise: `dreams`: what dreams of other contexts do to the own one, which takes dreams of two contexts or more,
+            and does better from three on (`rewards.judge_among`); else, of `t`: `seeds` where the probes are all that
+            counts, so that a dream that answers one of them well is good; `both` where they stand for many others,
+            which takes some ten probes a context.
         baseline: `before`: the model as it is, as in the paper; `others`: the copies that learned a dream of another
             context, so that what any fine-tuning on answers brings is no merit (without any: the model as it is).
         scope: probes of the dream's `own` context, or of `all` contexts, where harm to others counts.
-        racing: seeds are run one by one, and a dream has no further copies once those to come would have to surprise by
-            so many standard deviations to change its reward (see `racing`); None runs all at once. More decides more
-            surely as all copies would and costs more of them. With 1, of six seeds a quarter are run, of three about
-            two fifths; of the tests `sign` and `t` with noise `both`, dreams are only given up, never rewarded early.
+        racing: of noise `seeds` and `both`: seeds are run one by one, and a dream has no further copies once those to
+            come would have to surprise by so many standard deviations to change its reward (see `racing`); None runs
+            all at once. More decides more surely as all copies would and costs more of them. With 1, of six seeds a
+            quarter are run, of three about two fifths; of the tests `sign` and `t` with noise `both`, dreams are only
+            given up, never rewarded early.
         by_lot: an ablation: as many dreams are rewarded as earned it, but drawn by lot among those that were tried.
     """
 
-    seeds: PositiveInt = 4
+    seeds: PositiveInt = 2
     test: Literal["t", "sign", "margin"] = "t"
     level: float = Field(0.05, gt=0, lt=1)
     margin: float = Field(0.0, ge=0)
-    noise: Literal["seeds", "both"] = "seeds"
+    noise: Literal["dreams", "seeds", "both"] = "dreams"
     baseline: Literal["before", "others"] = "others"
     scope: Literal["own", "all"] = "own"
-    racing: PositiveFloat | None = 1.0
+    racing: PositiveFloat | None = None
     by_lot: bool = False
 
     @model_validator(mode="after")
     def _noise_can_be_told(self) -> RewardSettings:
         if self.test == "t" and self.noise == "seeds" and self.seeds < 2:
             raise ValueError("one seed says nothing of the noise of seeds; give seeds=2 or more, or noise: both")
+        if self.noise == "dreams":
+            needed = {"test": ("t", "margin"), "baseline": ("others",), "scope": ("own",), "racing": (None,)}
+            for name, values in needed.items():
+                if (value := getattr(self, name)) not in values:
+                    raise ValueError(
+                        f"{name}={value!r} does not go with noise: dreams, which compares all dreams at once; give "
+                        f"{' or '.join(str(value) for value in values)}, or noise: seeds"
+                    )
         return self
 
 
