@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sleep_pipeline.evaluation.probes import MemoryPlaces, Probe, ProbeError, given_probes
+from sleep_pipeline.evaluation.probes import MemoryPlaces, Probe, ProbeError, given_probes, grade
 from sleep_pipeline.memories.records import Content, Memory
 
 GOOD = {"question": "Who lives in Geska?", "answer": "Mira", "source": "memories/notes.md:3"}
@@ -78,3 +78,16 @@ def test_a_line_belongs_to_the_last_memory_that_begins_there_or_above(source: st
     memories = [memory("m/notes.md", 7), memory("m/notes.md", 3), memory("m/rows.jsonl", 4, "two\nlines")]
     found = MemoryPlaces([*memories, memory("m/table.CSV", 4, "two\nlines")]).at(source, line)
     assert (None if found is None else found.line) == begins
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer", "right"),
+    [
+        ("She lives in Osk by the river.", "Osk", 1),
+        ("No", "No, she moved to Berlin in May", 0),
+        ("Bob", "Anna Smith and Bob Jones", 0),
+        ("Berlin in May", "to Berlin in May", 1),
+    ],
+)
+def test_a_fragment_of_an_answer_is_none(reply: str, answer: str, right: int) -> None:
+    assert grade([reply], [Probe("Where?", answer, "a text")], "contains") == [right]

@@ -36,7 +36,7 @@ def test_a_near_duplicate_is_dropped_and_recorded() -> None:
 
 def test_the_threshold_decides() -> None:
     said = passage(1)
-    near = said.replace(said.split()[60], "xox", 1)
+    near = " ".join([*said.split()[:60], said.split()[0], *said.split()[61:]])
     similarity = jaccard(shingles(said, 3), shingles(near, 3))
     kept = {
         threshold: len(
@@ -47,9 +47,9 @@ def test_the_threshold_decides() -> None:
     assert 0.9 < similarity < 1 and list(kept.values()) == [1, 2]
 
 
-def test_a_corrected_number_or_name_is_news() -> None:
+def test_a_corrected_word_is_news() -> None:
     said = f"{passage(1)} the price is 40 marks in Drask"
-    for corrected in (said.replace("40", "41"), said.replace("Drask", "Ulma")):
+    for corrected in (said.replace("40", "41"), said.replace("Drask", "Ulma"), said.replace("price", "fine")):
         assert len(drop_near_duplicates([memory(said), memory(corrected)], SETTINGS).memories) == 2
         careless = DuplicateSettings(keep_changed_facts=False)
         assert len(drop_near_duplicates([memory(said), memory(corrected)], careless).memories) == 1
@@ -68,14 +68,14 @@ def test_memories_of_earlier_nights_drop_new_ones_and_stay_out_of_the_night() ->
 
 
 def test_the_same_memories_give_the_same_result() -> None:
-    memories = [memory(passage(seed // 2) + " " * seed + "dot" * (seed % 2), seed) for seed in range(60)]
+    memories = [memory(f"{passage(seed // 2)} {passage(seed // 2, seed % 2)}", seed) for seed in range(60)]
     assert drop_near_duplicates(memories, SETTINGS) == drop_near_duplicates(memories, SETTINGS)
     assert len(drop_near_duplicates(memories, SETTINGS).memories) == 30
 
 
 def test_every_true_duplicate_among_many_is_found() -> None:
     originals = [memory(passage(seed), seed) for seed in range(200)]
-    copies = [memory(passage(seed) + " end", 1000 + seed) for seed in range(200)]
+    copies = [memory(f"{passage(seed)} {passage(seed, 1)}", 1000 + seed) for seed in range(200)]
     assert drop_near_duplicates([*originals, *copies], SETTINGS).memories == tuple(originals)
 
 

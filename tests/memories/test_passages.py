@@ -2,6 +2,7 @@ import pytest
 
 from sleep_pipeline.memories.lines import Line
 from sleep_pipeline.memories.passages import read_passages
+from sleep_pipeline.memories.records import Content
 
 
 def passages(text: str, markdown: bool = False, cut: str = "section", max_bytes: int = 1000) -> list[tuple[int, str]]:
@@ -62,7 +63,15 @@ def test_a_text_too_long_for_a_passage_is_cut_at_a_line() -> None:
     assert [line for line, _ in found][:2] == [1, 8]
 
 
-def test_a_line_that_cannot_be_read_costs_its_own_passage_alone() -> None:
-    lines = [Line(1, "# One"), Line(2, "Good."), Line(3, "# T\ufffd", "no UTF-8"), Line(4, "Bad."), Line(5, "# Three")]
-    found = list(read_passages([*lines, Line(6, "Good.")], True, "section", 100))
-    assert [(item.line, item.reason) for item in found] == [(1, ""), (3, "no UTF-8"), (5, "")]
+def test_a_line_that_cannot_be_read_costs_its_passage_nothing_else(markdown: bool) -> None:
+    lines = [Line(1, "Monday."), Line(2, "caf\ufffd", "no UTF-8"), Line(3, "Tuesday."), Line(4, "\ufffd", "no UTF-8")]
+    found = list(read_passages(lines, markdown, "section", 1000))
+    assert [(item.line, item.reason) for item in found] == [(2, "no UTF-8"), (4, "no UTF-8"), (1, "")]
+    assert found[-1].content == Content("text", text="Monday.\nTuesday.")
+
+
+def test_what_stands_below_a_heading_that_cannot_be_read_is_kept() -> None:
+    lines = [Line(1, "# One"), Line(2, "## T\ufffd", "no UTF-8"), Line(3, "Said.")]
+    found = list(read_passages(lines, True, "section", 1000))
+    assert [(item.line, item.reason) for item in found] == [(2, "no UTF-8"), (3, "")]
+    assert found[-1].content == Content("text", text="# One\nSaid.")

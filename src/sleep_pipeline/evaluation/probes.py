@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -193,8 +194,15 @@ def ask(
 
 
 def grade(replies: Sequence[str], probes: Sequence[Probe], match: Match = "exact") -> list[int]:
-    """1 for every reply that is the probe's answer (`contains`: or holds it), 0 for the others."""
-    return [int(same_answer(reply, probe.answer, match)) for reply, probe in zip(replies, probes, strict=True)]
+    """1 for every reply that is the probe's answer (`contains`: or holds it, or half of its words in a row), else 0."""
+    return [
+        int(same_answer(reply, probe.answer, match) and 2 * _length(reply) >= _length(probe.answer))
+        for reply, probe in zip(replies, probes, strict=True)
+    ]
+
+
+def _length(answer: str) -> int:
+    return len(re.findall(r"\w+", answer))
 
 
 def reading_probes(count: int) -> list[Probe]:

@@ -81,7 +81,6 @@ def drop_near_duplicates(
 
 
 def _brings_facts(memory: Memory, other: Memory) -> bool:
-    """Whether it has a number, a name or a label that the other lacks."""
-    words = {word.casefold() for word in _WORD.findall(other.rendered())}
-    news = (word for word in _WORD.findall(memory.rendered()) if word[0].isupper() or any(map(str.isdigit, word)))
-    return memory.label != other.label or any(word.casefold() not in words for word in news)
+    """Whether it has a word or a label that the other lacks: a lamp that is off is no less of a fact than a name."""
+    news, known = ({word.casefold() for word in _WORD.findall(one.rendered())} for one in (memory, other))
+    return memory.label != other.label or not news <= known

@@ -23,23 +23,25 @@ class _Passage:
         self.start = 0
         self.size = 0
         self.empty_lines = 0
-        self.problem: Line | None = None
+        self.problems: list[Line] = []
 
     def add(self, line: Line) -> None:
-        if not self.start and (line.text.strip() or line.problem):
+        if line.problem is not None:
+            # It is named, and costs the passage nothing else.
+            self.problems.append(line)
+            return
+        if not self.start and line.text.strip():
             self.start = line.number
         if self.start:
             self.lines.append(line.text)
             self.size += len(line.text) + 1
         self.empty_lines = 0 if line.text.strip() else self.empty_lines + 1
-        if line.problem is not None and self.problem is None:
-            self.problem = line
 
     def found(self, above: tuple[str, ...]) -> Iterator[Found]:
-        """The passage below the headings that stand above it; nothing if it says nothing."""
-        if self.problem is not None:
-            yield Found(self.problem.number, reason=self.problem.problem or "", excerpt=self.problem.text)
-        elif text := "\n".join(self.lines).strip("\n").rstrip():
+        """The passage below the headings that stand above it, if it says something; and its lines that say nothing."""
+        for line in self.problems:
+            yield Found(line.number, reason=line.problem or "", excerpt=line.text)
+        if text := "\n".join(self.lines).strip("\n").rstrip():
             yield Found(self.start, Content("text", text="\n".join([*above, text])))
 
 
@@ -66,10 +68,9 @@ def read_passages(
 
     def flush() -> Iterator[Found]:
         # A heading alone is no passage: it stands above those that follow.
-        bodiless = own and not passage.problem and not any(text.strip() for text in passage.lines[1:])
-        if bodiless:
-            return
-        if own and not headings:
+        if own and not any(text.strip() for text in passage.lines[1:]):
+            passage.lines.clear()
+        elif own and not headings:
             passage.lines[0] = ""
         yield from passage.found(tuple(text for level, text in sorted(above.items()) if headings and level != own))
 
@@ -81,10 +82,11 @@ def read_passages(
         heading = None if inside or not markdown else HEADING.match(line.text)
         if heading is not None and cut != "file":
             yield from flush()
-            own = len(heading.group(1))
-            above = {level: text for level, text in above.items() if level < own}
+            level = len(heading.group(1))
+            above = {at: text for at, text in above.items() if at < level}
+            own = 0
             if line.problem is None:
-                above[own] = line.text
+                own, above[level] = level, line.text
             passage = _Passage()
         elif not inside and _ends(line, passage, markdown, cut):
             yield from flush()

@@ -54,8 +54,8 @@ class DuplicateSettings(_Settings):
         shingle: words a shingle; longer ones make the comparison stricter.
         permutations: of MinHash; more miss fewer duplicates and cost time in proportion.
         seed: of the permutations.
-        keep_changed_facts: keep a near-duplicate that brings a number or a name which the other lacks: a correction
-            is news, even in an otherwise equal text.
+        keep_changed_facts: keep a near-duplicate that brings a word which the other lacks: a correction is news, even
+            in an otherwise equal text.
     """
 
     threshold: float = Field(0.85, gt=0, le=1)
