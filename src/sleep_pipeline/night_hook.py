@@ -14,6 +14,7 @@ from kedro.pipeline import Pipeline
 from sleep_pipeline.night_lock import NightLock
 from sleep_pipeline.night_number import check_turn, folder_of, next_number
 from sleep_pipeline.registry import NightRegistry
+from sleep_pipeline.run_environment import set_environment
 
 _NIGHT = "params:night"
 _DREAMING = "params:dreaming"
@@ -153,6 +154,7 @@ class NightHook:
     ) -> None:
         """Check what only the end of the night needs, and take the lock, before anything is recorded or computed."""
         self._release()
+        set_environment(run_params.get("env"))
         inputs = pipeline.inputs()
         registry = None
         if any("night" in node.tags for node in pipeline.nodes):
@@ -183,6 +185,7 @@ class NightHook:
         self._release()
 
     def _release(self) -> None:
+        set_environment(None)
         if self._lock is not None:
             lock, self._lock = self._lock, None
             lock.release()

@@ -63,6 +63,7 @@ def test_a_text_too_long_for_a_passage_is_cut_at_a_line() -> None:
     assert [line for line, _ in found][:2] == [1, 8]
 
 
+@pytest.mark.parametrize("markdown", [True, False])
 def test_a_line_that_cannot_be_read_costs_its_passage_nothing_else(markdown: bool) -> None:
     lines = [Line(1, "Monday."), Line(2, "caf\ufffd", "no UTF-8"), Line(3, "Tuesday."), Line(4, "\ufffd", "no UTF-8")]
     found = list(read_passages(lines, markdown, "section", 1000))

@@ -66,6 +66,20 @@ _FIELD = re.compile(
     r"(?P<secret>[^\s\"'`<>,;&(){}\[\]\\]{7,500}[^\s\"'`<>,;&(){}\[\]\\.:!?])(?![\w(]|\.\w)",
     re.I,
 )
+# A line that sets a password and says nothing else, as in settings and environments.
+_SETTING = re.compile(
+    rf"^[ \t]*(?:export[ \t]+|-[ \t]+)?[\w.-]{{0,40}}{_PASSWORDS}[\w.-]{{0,20}}(?:[ \t]*=[ \t]*|:[ \t]+)"
+    r"[\"']?(?P<secret>[^\s\"'<>$]{3,200})[\"']?[ \t]*$",
+    re.I | re.M,
+)
+_CURL = re.compile(
+    r"\b(?:curl|wget|http)\b[^\n]{0,300}?\s(?:-u|--user)[ =][\"']?[^\s:\"']{1,100}:(?P<secret>[^\s\"']{1,200})"
+)
+_MYSQL = re.compile(r"\bmysql(?:dump|admin)?\b[^\n]{0,300}?\s-p(?P<secret>[^\s\"'-][^\s\"']{2,200})")
+_WEBHOOK = re.compile(
+    r"\bhttps://(?:(?:\w+\.)?discord(?:app)?\.com/api/webhooks|hooks\.slack\.com/services)/(?P<secret>[\w/-]{10,300})",
+    re.I,
+)
 _TOLD = re.compile(
     r"\b(?:token|secret|key)\s+(?:is|was)(?:\s*:)?\s+[\"'`]?(?P<secret>[\w.~+=-][\w.~+/=-]{8,}[\w~+/=-])(?![\w@])",
     re.I | re.A,
@@ -117,6 +131,10 @@ _FORMS: tuple[tuple[re.Pattern[str], Callable[[str], bool]], ...] = (
     (_PARAMETER_PASSWORD, _always),
     (_PARAMETER, _is_opaque),
     (_FIELD_PASSWORD, _is_password),
+    (_SETTING, _is_password),
+    (_CURL, _always),
+    (_MYSQL, _always),
+    (_WEBHOOK, _always),
     (_FIELD, _is_code),
     (_TOLD, _is_long_code),
 )
