@@ -8,6 +8,7 @@ import pytest
 
 from sleep_pipeline.evaluation.probes import MemoryPlaces, Probe, ProbeError, given_probes, grade
 from sleep_pipeline.memories.records import Content, Memory
+from sleep_pipeline.memories.settings import MaskSettings
 
 GOOD = {"question": "Who lives in Geska?", "answer": "Mira", "source": "memories/notes.md:3"}
 
@@ -91,3 +92,12 @@ def test_a_line_belongs_to_the_last_memory_that_begins_there_or_above(source: st
 )
 def test_a_fragment_of_an_answer_is_none(reply: str, answer: str, right: int) -> None:
     assert grade([reply], [Probe("Where?", answer, "a text")], "contains") == [right]
+
+
+def test_secrets_are_masked_in_questions_and_answers_as_they_are_in_memories(tmp_path: Path) -> None:
+    row = {"question": "Whose is anna@example.org?", "answer": "password: hunter2x", "source": "memories/a.md:1"}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    (given,) = given_probes(tmp_path)
+    assert (given.probe.question, given.probe.answer) == ("Whose is [EMAIL]?", "password: [SECRET]")
+    (given,) = given_probes(tmp_path, MaskSettings(emails=False))
+    assert given.probe.question == row["question"]

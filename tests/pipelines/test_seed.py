@@ -11,8 +11,8 @@ from sleep_pipeline.evaluation.probes import ProbeError, asked_earlier
 from sleep_pipeline.evaluation.settings import EvaluationSettings
 from sleep_pipeline.memories.contexts import Context
 from sleep_pipeline.memories.records import Content, Memory, memories_to_frame
-from sleep_pipeline.memories.settings import CollectSettings
-from sleep_pipeline.night_model import MemorySettings
+from sleep_pipeline.memories.settings import CollectSettings, MaskSettings
+from sleep_pipeline.night_model import MachineSettings, MemorySettings
 from sleep_pipeline.pipelines.seed import nodes
 from sleep_pipeline.pipelines.seed.nodes import FOR_DREAMS, TO_ASK, TO_LEARN, _use, parent_checkpoint
 from sleep_pipeline.registry import Night, NightRegistry, RegistryError, manifest_digest
@@ -71,10 +71,12 @@ def test_what_people_ask_is_neither_learned_nor_asked_twice(tmp_path: Path, monk
 
     monkeypatch.setattr(seeding, "gather", gather)
     monkeypatch.setattr(nodes, "open_model", lambda *_: SimpleNamespace(model=None, tokenizer=None))
+    state = SimpleNamespace(config=SimpleNamespace(base_digest="1a"))
+    monkeypatch.setattr("sleep_pipeline.memory.state_of", lambda _: state)
     monkeypatch.setattr(nodes, "_asked", lambda _, probes, __: pd.DataFrame({"question": [p.question for p in probes]}))
     contexts, memories = tonight(("m/notes.md", 3))
     never: dict[str, Any] = dict.fromkeys(["model", "machine"])
-    samples, lessons, probes, _ = nodes.sample_lessons(
+    samples, lessons, probes, summary = nodes.sample_lessons(
         contexts_to_frame(contexts),
         memories,
         memory=MemorySettings(),
@@ -89,6 +91,7 @@ def test_what_people_ask_is_neither_learned_nor_asked_twice(tmp_path: Path, monk
         **never,
     )
     assert lessons["tonight"] == learned[1:]
+    assert summary["base_digest"] == "1a"
     assert withheld == [question for question in made_up if question not in learned[1:]]
     assert next(iter(probes["question"])) == row["question"]
     own = {_use(question, CollectSettings()) for question in list(probes["question"])[1:]}
@@ -117,7 +120,7 @@ def probes(tmp_path: Path, *sources: str) -> Path:
 
 def test_a_probe_is_asked_about_the_memory_that_holds_the_line_of_its_source(tmp_path: Path) -> None:
     folder = probes(tmp_path, "m/notes.md:3", "m/notes.md:9", "m/day_2/more.md:1")
-    asked, unmatched = nodes._given(*tonight(("m/notes.md", 3), ("m/notes.md", 7)), folder, 1, set())
+    asked, unmatched = nodes._given(*tonight(("m/notes.md", 3), ("m/notes.md", 7)), folder, MaskSettings(), 1, set())
     assert [(probe.question, probe.context) for probe in asked] == [
         ("What of m/notes.md:3?", "m/notes.md:3"),
         ("What of m/notes.md:9?", "m/notes.md:7"),
@@ -128,7 +131,7 @@ def test_a_probe_is_asked_about_the_memory_that_holds_the_line_of_its_source(tmp
 def test_probes_that_no_night_asks_are_counted_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = probes(tmp_path, "m/notes.md:3", "m/nots.md:3", "m/notes.md:1")
     with caplog.at_level(logging.WARNING):
-        asked, unmatched = nodes._given(*tonight(("m/notes.md", 3)), folder, 1, set())
+        asked, unmatched = nodes._given(*tonight(("m/notes.md", 3)), folder, MaskSettings(), 1, set())
     assert len(asked) == 1
     assert unmatched == ["probes/mine.jsonl:2 (m/nots.md:3)", "probes/mine.jsonl:3 (m/notes.md:1)"]
     assert len(caplog.records) == 1
@@ -148,7 +151,7 @@ def test_what_an_earlier_night_has_asked_is_neither_asked_nor_missed(tmp_path: P
     earlier = {(probe.question, probe.answer) for probe in asked_earlier(models, primary) if probe.origin == "given"}
     folder = probes(tmp_path, "m/gone.md:3", "m/notes.md:9", "m/own.md:1")
     # Line 9 stood there before; only what is above it is new.
-    asked, unmatched = nodes._given(*tonight(("m/notes.md", 3)), folder, 2, earlier)
+    asked, unmatched = nodes._given(*tonight(("m/notes.md", 3)), folder, MaskSettings(), 2, earlier)
     assert (asked, unmatched) == ([], ["probes/mine.jsonl:3 (m/own.md:1)"])
 
 
@@ -168,6 +171,22 @@ def test_a_probe_that_cannot_be_read_stops_the_night_before_a_model_is_opened(
         "primary_folder": tmp_path / "primary",
         "probes_folder": folder,
     }
-    never_asked: dict[str, Any] = dict.fromkeys(["model", "machine", "memory", "seeding", "collect", "evaluation"])
+    never_asked: dict[str, Any] = dict.fromkeys(["model", "machine", "memory", "seeding", "evaluation"])
+    never_asked["collect"] = CollectSettings()
     with pytest.raises(ProbeError, match=r"probes/mine\.jsonl:1: "):
         nodes.sample_lessons(contexts_to_frame(contexts), memories, night=1, random_seed=0, **never_asked, **folders)
+
+
+def test_lessons_of_another_base_model_are_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = SimpleNamespace(model=None, tokenizer=None, store=None)
+    monkeypatch.setattr(nodes, "open_model", lambda *_: opened)
+    now = SimpleNamespace(config=SimpleNamespace(base_digest="now"))
+    monkeypatch.setattr("sleep_pipeline.memory.state_of", lambda _: now)
+    given = ({"tonight": [], "open_book": []}, "other", MachineSettings(), MemorySettings(), SeedingSettings(), 3, 0)
+    with pytest.raises(
+        ValueError, match=r"lessons of night 3 are those of another base model than other.*night=3 --from"
+    ):
+        nodes.train_expert(*given, {"base_digest": "before"}, tmp_path, tmp_path)
+    nodes.train_expert(*given, {"base_digest": "now"}, tmp_path, tmp_path)

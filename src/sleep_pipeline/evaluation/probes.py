@@ -13,6 +13,8 @@ from sleep_pipeline.corpora.worlds import WorldGenerator, draw_question, fill
 from sleep_pipeline.generation.replies import greedy_replies
 from sleep_pipeline.memories.files import READERS
 from sleep_pipeline.memories.lines import read_lines
+from sleep_pipeline.memories.masking import mask
+from sleep_pipeline.memories.settings import MaskSettings
 from sleep_pipeline.seeding.teacher import Match, same_answer
 
 if TYPE_CHECKING:
@@ -66,11 +68,12 @@ class ProbeError(ValueError):
     """A file of probes cannot be read; the message names file and line."""
 
 
-def given_probes(folder: Path) -> list[GivenProbe]:
+def given_probes(folder: Path, masks: MaskSettings | None = None) -> list[GivenProbe]:
     """Questions that people wrote, each with the place of the memory that holds its answer.
 
     Args:
         folder: of JSONL files with `question`, `answer` and `source`, which is `file:line`.
+        masks: what is masked in questions and answers, as it is in memories; None for the defaults.
 
     Raises:
         ProbeError: a line is not UTF-8, no JSON, or lacks one of them.
@@ -84,7 +87,7 @@ def given_probes(folder: Path) -> list[GivenProbe]:
                 if line.problem is not None:
                     raise ProbeError(f"{place}: {line.problem}")
                 if line.text.strip():
-                    found.append(_given(line.text, place))
+                    found.append(_given(line.text, place, masks or MaskSettings()))
     return found
 
 
@@ -105,7 +108,7 @@ def asked_earlier(models_folder: Path, primary_folder: Path) -> list[Probe]:
     return probes
 
 
-def _given(text: str, place: str) -> GivenProbe:
+def _given(text: str, place: str, masks: MaskSettings) -> GivenProbe:
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -123,7 +126,8 @@ def _given(text: str, place: str) -> GivenProbe:
             f'{place}: "source" is {said["source"]!r}; name the memory that holds the answer by file and line, such as '
             "memories/notes.md:3"
         )
-    return GivenProbe(Probe(said["question"], said["answer"]), source, int(line), place)
+    question, answer = (mask(said[name], masks).text for name in ("question", "answer"))
+    return GivenProbe(Probe(question, answer), source, int(line), place)
 
 
 def _said(value: Any) -> str:

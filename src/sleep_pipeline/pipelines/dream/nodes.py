@@ -93,7 +93,7 @@ def dream_night(
     own = own_seed(random_seed, night)
     questions = [
         *probes["question"],
-        *(given.probe.question for given in given_probes(probes_folder)),
+        *(given.probe.question for given in given_probes(probes_folder, collect.mask)),
         *(probe.question for probe in asked_earlier(models_folder, primary_folder)),
     ]
     asked = {plain_question(question) for question in questions}

@@ -9,8 +9,9 @@ from typing import Any
 
 from sleep_pipeline.datasets import Pretrained
 from sleep_pipeline.evaluation.settings import EvaluationSettings
-from sleep_pipeline.memories.settings import CollectSettings
+from sleep_pipeline.memories.settings import CollectSettings, MaskSettings
 from sleep_pipeline.night_model import MachineSettings, MemorySettings, NightModel, StorePart, open_model
+from sleep_pipeline.run_environment import environment_option
 from sleep_pipeline.seeding.settings import SeedingSettings
 from sleep_pipeline.tracking import active_sink, night_sink
 
@@ -85,6 +86,7 @@ def sample_lessons(
 
     from sleep_pipeline.evaluation.probes import asked_earlier, given_probes
     from sleep_pipeline.memories.contexts import contexts_from_frame, plain_question
+    from sleep_pipeline.memory import state_of
     from sleep_pipeline.seeding.night import gather
     from sleep_pipeline.validation.rows import validate_rows
 
@@ -95,11 +97,11 @@ def sample_lessons(
         for probe in asked_earlier(models_folder, primary_folder)
         if probe.origin == "given"
     }
-    given, unmatched = _given(read, memories, probes_folder, night, by_people)
+    given, unmatched = _given(read, memories, probes_folder, collect.mask, night, by_people)
     own = own_seed(random_seed, night)
     opened = open_model(model, machine, memory, seeding.replay, parent_checkpoint(models_folder, night))
     texts = [context.text for context in read]
-    asked = {plain_question(question.probe.question) for question in given_probes(probes_folder)}
+    asked = {plain_question(question.probe.question) for question in given_probes(probes_folder, collect.mask)}
     asked |= {plain_question(question) for question, _ in by_people}
 
     def use(question: str) -> str:
@@ -135,6 +137,7 @@ def sample_lessons(
         "unlearnable": [read[index].source for index in gathered.data.unlearnable],
         "seconds": gathered.seconds,
         "validation_share": checked.success_share,
+        "base_digest": state_of(opened.model).config.base_digest,
     }
     night_sink().log_metrics({"night/probes_unmatched": len(unmatched)}, step=night)
     return samples, {"tonight": tonight, "open_book": gathered.open_book}, frame, summary
@@ -153,7 +156,12 @@ def _use(question: str, collect: CollectSettings) -> str:
 
 
 def _given(
-    read: Sequence[Any], memories: Table, probes_folder: Path, night: int, asked: Collection[tuple[str, str]]
+    read: Sequence[Any],
+    memories: Table,
+    probes_folder: Path,
+    masks: MaskSettings,
+    night: int,
+    asked: Collection[tuple[str, str]],
 ) -> tuple[list[Any], list[str]]:
     """What people ask about tonight's memories; and the places of what neither tonight nor an earlier night asks.
 
@@ -161,6 +169,7 @@ def _given(
         read: tonight's contexts.
         memories: of tonight.
         probes_folder: with the questions about all nights.
+        masks: what is masked in them, as in the memories.
         night: its number.
         asked: questions, with their answers, that earlier nights have asked.
     """
@@ -171,7 +180,7 @@ def _given(
     places = MemoryPlaces(memories_from_frame(memories))
     first = {id: context.text for context in reversed(read) for id in context.memory_ids}
     probes, unmatched = [], []
-    for given in given_probes(probes_folder):
+    for given in given_probes(probes_folder, masks):
         question, answer = given.probe.question, given.probe.answer
         memory, known = places.at(given.source, given.line), (question, answer) in asked
         # The memory of a question that was asked may be one of an earlier night, below one that is new.
@@ -232,6 +241,7 @@ def train_expert(
     seeding: SeedingSettings,
     night: int,
     random_seed: int,
+    seed_summary: dict[str, Any],
     models_folder: Path,
     seed_progress_folder: Path,
 ) -> tuple[Pretrained, Table, Table]:
@@ -240,14 +250,24 @@ def train_expert(
     Returns:
         The memory in the middle of its sleep, the expert not yet active; metrics; and what the student said itself.
         Without a lesson the memory is as it was, and the night goes on.
+
+    Raises:
+        ValueError: the lessons are of another base model: their tokens and beliefs would mean nothing to this one.
     """
     import pandas as pd
 
-    from sleep_pipeline.memory import CONTEXT, Consolidation
+    from sleep_pipeline.memory import CONTEXT, Consolidation, state_of
     from sleep_pipeline.seeding.night import learn, make_room
 
     own = own_seed(random_seed, night)
     opened = open_model(model, machine, memory, seeding.replay, parent_checkpoint(models_folder, night))
+    taught_by, base = seed_summary.get("base_digest"), state_of(opened.model).config.base_digest
+    if taught_by not in (None, base):
+        raise ValueError(
+            f"the lessons of night {night} are those of another base model than {model}, which was changed since they "
+            "were sampled: name the one before, or sample anew with `kedro run --pipelines=sleep "
+            f"--params=night={night} --from-nodes=make_contexts_node{environment_option()}`"
+        )
     manifest: dict[str, Any] = {
         "kind": "memory in mid-sleep",
         "night": night,

@@ -43,6 +43,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "params:seeding",
                     "params:night",
                     "params:random_seed",
+                    "seed_summary",
                     "models_folder",
                     "seed_progress_folder",
                 ],
