@@ -67,25 +67,6 @@ SampleGradients = Mapping[str, Factors]
 """Name of a weight -> factors of K samples; the samples are the same for every weight."""
 
 
-def joined(parts: Sequence[SampleGradients], order: Tensor) -> SampleGradients:
-    """The samples of several batches as one, in another order: `order[i]` is the place of sample i among all parts.
-
-    Samples of fewer tokens are filled up with zeros, which add nothing to a gradient.
-    """
-    return {
-        name: Factors(
-            _filled_up([part[name].inputs_KLI for part in parts])[order],
-            _filled_up([part[name].outputs_KLO for part in parts])[order],
-        )
-        for name in parts[0]
-    }
-
-
-def _filled_up(parts: Sequence[Tensor]) -> Tensor:
-    longest = max(part.shape[1] for part in parts)
-    return torch.cat([F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts])
-
-
 def squared_norms(gradients: SampleGradients) -> Tensor:
     """Squared norm of each sample's whole gradient, `[K]`."""
     total: Tensor | None = None

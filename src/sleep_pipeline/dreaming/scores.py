@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +20,6 @@ from sleep_pipeline.dreaming.gradients import (
     SampleGradients,
     expert_weights,
     inner_products,
-    joined,
     linear_weights,
     projections,
     sample_gradients,
@@ -49,34 +48,32 @@ class Evidence:
 
     Attributes:
         dreams: how many there are.
-        gradients: of the dreams, some at a time with their indices; going through it takes the backward passes.
+        gradients: of the dreams, some of one task at a time with their indices; going through it takes the backward
+            passes.
         tasks: which task each dream belongs to.
-        held_out: the gradient of each task's held-out samples; None without any.
+        aim: takes the gradient of a task's held-out samples, as one sample.
         settings: see `ScoreSettings`.
     """
 
     dreams: int
     gradients: Iterator[tuple[list[int], SampleGradients]]
     tasks: Sequence[int]
-    held_out: SampleGradients | None
+    aim: Callable[[int], SampleGradients]
     settings: ScoreSettings
 
-    def tasks_gradients(self) -> SampleGradients:
-        """The gradient of each task's held-out samples.
+    def aims(self) -> Callable[[Sequence[int]], SampleGradients]:
+        """The gradient of the held-out samples of some dreams' task; no more than one task's is kept."""
+        last: tuple[int, SampleGradients] | None = None
 
-        Raises:
-            ValueError: there are none.
-        """
-        if self.held_out is None:
-            raise ValueError(
-                f"the score {self.settings.kind!r} compares with held-out samples and there are none; pass held_out, "
-                "or score by gradient_norm"
-            )
-        return self.held_out
+        def aim(indices: Sequence[int]) -> SampleGradients:
+            nonlocal last
+            task = self.tasks[indices[0]]
+            if last is None or last[0] != task:
+                last = None
+                last = task, self.aim(task)
+            return last[1]
 
-    def own(self, by_task: Tensor, indices: Sequence[int]) -> Tensor:
-        """Of `[K, tasks]`, each dream's value for its own task."""
-        return by_task[torch.arange(len(indices)), [self.tasks[index] for index in indices]]
+        return aim
 
 
 Scorer = Callable[[Evidence], Scores]
@@ -89,8 +86,8 @@ def gradient_norm(evidence: Evidence) -> Scores:
 
 def alignment(evidence: Evidence) -> Scores:
     """Inner product with the gradient of the task's held-out samples: how much a small step lowers their loss."""
-    held_out = evidence.tasks_gradients()
-    return _by_value(evidence, lambda gradients, at: evidence.own(inner_products(gradients, held_out), at))
+    aim = evidence.aims()
+    return _by_value(evidence, lambda gradients, at: inner_products(gradients, aim(at))[:, 0])
 
 
 def influence(evidence: Evidence) -> Scores:
@@ -100,8 +97,8 @@ def influence(evidence: Evidence) -> Scores:
     def directions(gradients: SampleGradients) -> Tensor:
         return nn.functional.normalize(projections(gradients, side, seed=0), dim=1)
 
-    held_out = directions(evidence.tasks_gradients())
-    return _by_value(evidence, lambda gradients, at: evidence.own(directions(gradients) @ held_out.T, at))
+    aim = evidence.aims()
+    return _by_value(evidence, lambda gradients, at: directions(gradients) @ directions(aim(at))[0])
 
 
 def greats(evidence: Evidence) -> Scores:
@@ -109,12 +106,12 @@ def greats(evidence: Evidence) -> Scores:
 
     Each dream's score is what it brought when its turn came.
     """
-    held_out = evidence.tasks_gradients()
+    aim = evidence.aims()
     parts = list(evidence.gradients)
     gains = torch.zeros(evidence.dreams, dtype=torch.float64)
     gram = torch.zeros(evidence.dreams, evidence.dreams, dtype=torch.float64)
     for at, gradients in parts:
-        gains[at] = evidence.own(inner_products(gradients, held_out), at).double().cpu()
+        gains[at] = inner_products(gradients, aim(at))[:, 0].double().cpu()
         for to, others in parts:
             gram[torch.tensor(at)[:, None], to] = inner_products(gradients, others).double().cpu()
     open_ones = torch.ones(evidence.dreams, dtype=torch.bool)
@@ -177,44 +174,32 @@ def score(
     was_training = model.training
     model.eval()
     try:
-        aims = None
-        if held_out is not None and settings.kind != "gradient_norm":
-            aims = _aims(model, held_out, set(tasks), weights, settings.tokens_at_once)
+
+        def aim(task: int) -> SampleGradients:
+            if held_out is None:
+                raise ValueError(
+                    f"the score {settings.kind!r} compares with held-out samples and there are none; pass held_out, or "
+                    "score by gradient_norm"
+                )
+            return sample_gradients(model, [held_out[task]], weights)
+
         gradients = (
             (batch, sample_gradients(model, [dreams[index].rows for index in batch], weights))
-            for batch in _batches(dreams, settings.tokens_at_once)
+            for batch in _batches(dreams, settings.tokens_at_once, tasks)
         )
-        return SCORERS[settings.kind](Evidence(len(dreams), gradients, tasks, aims, settings))
+        return SCORERS[settings.kind](Evidence(len(dreams), gradients, tasks, aim, settings))
     finally:
         model.train(was_training)
 
 
-def _aims(
-    model: nn.Module,
-    held_out: Sequence[Sequence[Row]],
-    wanted: Collection[int],
-    weights: Mapping[str, Tensor],
-    tokens: int,
-) -> SampleGradients:
-    """The gradients of the tasks' held-out samples, as many tokens at once as of dreams.
-
-    A task without dreams needs no gradient, only a place.
-    """
-    tasks = [Dream(tuple(rows) if at in wanted else (Row((0, 0)),)) for at, rows in enumerate(held_out)]
-    batches = _batches(tasks, tokens)
-    parts = [sample_gradients(model, [tasks[index].rows for index in batch], weights) for batch in batches]
-    order = torch.tensor([index for batch in batches for index in batch]).argsort()
-    return joined(parts, order)
-
-
-def _batches(dreams: Sequence[Dream], tokens: int) -> list[list[int]]:
-    """Dreams of like shape together, each batch within a number of tokens with its padding."""
-    order = sorted(range(len(dreams)), key=lambda index: (len(dreams[index].rows), dreams[index].longest))
+def _batches(dreams: Sequence[Dream], tokens: int, tasks: Sequence[int]) -> list[list[int]]:
+    """Dreams of one task and of like shape together, each batch within a number of tokens with its padding."""
+    order = sorted(range(len(dreams)), key=lambda i: (tasks[i], len(dreams[i].rows), dreams[i].longest))
     batches: list[list[int]] = [[]]
     for index in order:
         grown = [*batches[-1], index]
         depth, length = max(len(dreams[i].rows) for i in grown), max(dreams[i].longest for i in grown)
-        if len(grown) > 1 and len(grown) * depth * length > tokens:
+        if len(grown) > 1 and (len(grown) * depth * length > tokens or tasks[grown[0]] != tasks[index]):
             batches.append([index])
         else:
             batches[-1] = grown
