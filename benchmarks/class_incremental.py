@@ -7,8 +7,9 @@
     python benchmarks/class_incremental.py --quick                                    # made-up classes, under a minute
 
 After every task all classes seen so far are asked about and told apart, by the likelihood of their labels; after the
-last one also by free generation, and out-of-scope texts by how likely their answers are. Methods that train take the
-same steps of the same number of examples, joint training as many as all tasks together; `icl` and `inca` train nothing.
+last one also by free generation, and out-of-scope texts by how likely their answers are. With equal settings, methods
+that train take the same steps of the same number of examples, joint training as many as all tasks together, and sleep's
+fast memory its `day_steps` besides; `icl` and `inca` train nothing. Seconds are those of the machine as it was.
 
 The JSON is written after every run, and runs that stand in it with equal settings, data and weights are not done again.
 A method's figures speak of its latest settings; runs with earlier ones stay in `runs`. Give variants of one method
@@ -21,12 +22,14 @@ import argparse
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from _results import locked
 from sleep_pipeline.baselines.benchmark import curve, numbers, open_stream, run_benchmark
 from sleep_pipeline.baselines.methods import METHODS
 from sleep_pipeline.baselines.settings import BenchmarkSettings
@@ -101,7 +104,9 @@ def without_place(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def identity(run: Mapping[str, Any], seed: bool = True) -> str:
     """What two runs must have in common to be the same, or with other seeds the same method."""
-    settings = {name: value for name, value in run["settings"].items() if seed or name != "seed"}
+    # Settings that have come since a run were at their defaults.
+    whole = without_place(BenchmarkSettings.model_validate(run["settings"]).model_dump(mode="json", by_alias=True))
+    settings = {name: value for name, value in whole.items() if seed or name != "seed"}
     data = run["data"]["sha256"] if seed else None
     return json.dumps([run["name"], settings, data, run["model"], run["weights_digest"]], sort_keys=True)
 
@@ -222,6 +227,25 @@ def check_protocol(runs: Sequence[Run], wanted: BenchmarkSettings, task: str, pa
             raise SystemExit(f"{path} holds runs with {told}: give a file of its own")
 
 
+def check_base(runs: Sequence[Run], weights: str, data: Mapping[int, str], path: Path) -> None:
+    """Refuse to put runs of another base model, or of other data, into a file.
+
+    Args:
+        runs: that stand there.
+        weights: digest of the base model's.
+        data: digest of every seed's stream.
+        path: of the file.
+
+    Raises:
+        SystemExit: a run that stands there was made with others.
+    """
+    for run in runs:
+        if run["weights_digest"] != weights:
+            raise SystemExit(f"{path} holds runs of {run['model']} with other weights: give a file of its own")
+        if data.get(run["seed"], run["data"]["sha256"]) != run["data"]["sha256"]:
+            raise SystemExit(f"{path} holds runs of seed {run['seed']} with other data: give a file of its own")
+
+
 def live(
     settings: BenchmarkSettings, stream: ClassStream, name: str, model: str, machine: MachineSettings, say: bool = True
 ) -> Run:
@@ -327,6 +351,8 @@ def run_grid(
     from sleep_pipeline.baselines.benchmark import describe_stream
 
     weights = base_digest(open_base(arguments.model, machine)[0])
+    digests = {seed: describe_stream(stream)["sha256"] for seed, stream in streams.items()}
+    check_base(runs, weights, digests, arguments.json)
     for settings in grid:
         stream = streams[settings.seed]
         name = f"{settings.method}:{arguments.variant}" if arguments.variant else settings.method
@@ -338,16 +364,15 @@ def run_grid(
             "weights_digest": weights,
         }
         standing = next((run for run in runs if identity(run) == identity(asked)), None)
-        if standing is not None:
-            print(f"{name}, seed {settings.seed}: stands in {arguments.json}", flush=True)
-            # The latest settings of a method are those that were asked for last.
-            runs.remove(standing)
-            runs.append(standing)
-        else:
-            print(f"{name}, seed {settings.seed}", flush=True)
-            runs.append(live(settings, stream, name, arguments.model, machine))
-        if arguments.json:
-            write(arguments.json, runs)
+        told = f": stands in {arguments.json}" if standing is not None else ""
+        print(f"{name}, seed {settings.seed}{told}", flush=True)
+        run = standing or live(settings, stream, name, arguments.model, machine)
+        with nullcontext() if arguments.json is None else locked(arguments.json):
+            # Others may have written meanwhile. The latest settings of a method are those that were asked for last.
+            present = read(arguments.json) if arguments.json else runs
+            runs = [*(other for other in present if identity(other) != identity(run)), run]
+            if arguments.json:
+                write(arguments.json, runs)
         if standing is None:
             for measure, figure in figures(runs).items():
                 if measure.startswith(f"{name}."):

@@ -30,12 +30,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from _results import locked
 from sleep_pipeline import load_model
 from sleep_pipeline.baselines.finetuning import FineTuning
 from sleep_pipeline.baselines.protocol import Learner
@@ -49,7 +51,9 @@ from sleep_pipeline.hardware import keep_freed_memory
 from sleep_pipeline.memory import ContinuumMemoryConfig
 from sleep_pipeline.memory.digest import base_digest
 from sleep_pipeline.night_model import MemorySettings
+from sleep_pipeline.registry import write_atomically
 from sleep_pipeline.seeding.settings import SeedingSettings
+from sleep_pipeline.tracking.git import git_state
 
 DOCUMENTS, FACTS = 8, 4
 MEMORY = MemorySettings()
@@ -200,8 +204,9 @@ class Life:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Life:
-        """Take back what `to_json` gave."""
-        return cls(**{**record, "retention": Retention.from_json(record["retention"])})
+        """Take back what `to_json` gave, which may have its commit beside it."""
+        own = {name: value for name, value in record.items() if name != "commit"}
+        return cls(**{**own, "retention": Retention.from_json(record["retention"])})
 
 
 def run(
@@ -377,6 +382,8 @@ def main() -> None:
         "machine": torch.cuda.get_device_name() if arguments.device.startswith("cuda") else platform.machine(),
         "torch": torch.__version__,
     }
+    git = git_state(Path(__file__).parent)
+    commit = git.commit if git else None
     lives = earlier(arguments.json, protocol)
     for seed in seeds:
         for name in names:
@@ -384,10 +391,12 @@ def main() -> None:
                 continue
             print(f"{name}, seed {seed}", flush=True)
             life = run(name, settings, nights, seed, documents, True, arguments.device)
-            # Others may have written meanwhile.
-            lives = {**lives, **earlier(arguments.json, protocol)}
-            lives[name] = {**lives.get(name, {}), str(seed): life.to_json()}
-            write(arguments.json, protocol, lives)
+            lived = {**life.to_json(), "commit": commit}
+            with nullcontext() if arguments.json is None else locked(arguments.json):
+                # Others may have written meanwhile.
+                lives = {**lives, **earlier(arguments.json, protocol)}
+                lives[name] = {**lives.get(name, {}), str(seed): lived}
+                write(arguments.json, protocol, lives)
     found = write(arguments.json, protocol, lives)
     for key, figure in found.items():
         low, high = figure["interval"]
@@ -421,9 +430,8 @@ def write(path: Path | None, protocol: dict[str, Any], lives: dict[str, dict[str
         found |= figures(name, [Life.from_json(life) for life in mine.values()])
     found |= margin(lives)
     if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
         record = {"figures": found, "protocol": protocol, "lives": lives}
-        path.write_text(json.dumps(record, separators=(",", ":")) + "\n", encoding="utf-8")
+        write_atomically(path, json.dumps(record, separators=(",", ":")) + "\n")
     return found
 
 

@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 import torch
 
+from sleep_pipeline.dreaming import tau
 from sleep_pipeline.dreaming.dreams import DreamText, to_rows
 from sleep_pipeline.dreaming.rows import exact_match
 from sleep_pipeline.dreaming.settings import TauSettings, TrialSettings
@@ -87,3 +88,19 @@ def test_probes_are_told_apart_by_context(tiny_tokenizer: Any) -> None:
 def test_a_measure_needs_probes(tiny_tokenizer: Any) -> None:
     with pytest.raises(ValueError, match="no probe to measure by"):
         make_measure(tiny_tokenizer, [], TauSettings())
+
+
+def test_logits_are_bounded_and_every_probe_is_read_once(
+    trained: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = trained
+    many = [Probe(0, probe.question, probe.answer * times) for probe in PROBES for times in (1, 2, 9)]
+    measure: Any = make_measure(tiny_tokenizer, many, TauSettings())
+    whole = measure.before(model)
+    assert len(list(measure._batches(1, 512))) == 1
+    longest = max(len(row.ids) - row.start for row in measure.rows)
+    monkeypatch.setattr(tau, "_LOGITS", 2 * longest * 512)
+    batches = list(measure._batches(1, 512))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(many)))
+    assert 1 < len(batches) < len(many)
+    assert measure.before(model) == pytest.approx(whole, abs=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator
@@ -68,5 +69,15 @@ class BenchmarkSettings(BaseModel):
 
     @property
     def key(self) -> str:
-        """Names the run among those of other tasks, methods and seeds."""
-        return f"{self.task}/{self.method}/seed_{self.seed}"
+        """Names the run among those of other tasks, methods and seeds, and of other settings than the defaults.
+
+        Where the data lie and the number of threads make no other run.
+        """
+        same = BenchmarkSettings.model_validate(
+            {name: getattr(self, name) for name in ("task", "method", "seed", "folder", "hub", "threads")}
+        )
+        method = self.method
+        if same != self:
+            told = self.model_dump_json(exclude={"folder", "hub", "threads", "seed"})
+            method += "-" + hashlib.sha256(told.encode()).hexdigest()[:8]
+        return f"{self.task}/{method}/seed_{self.seed}"

@@ -20,6 +20,8 @@ from sleep_pipeline.dreaming.rows import IGNORED, Row, Stack, predictions, side_
 from sleep_pipeline.dreaming.settings import TauSettings
 from sleep_pipeline.generation.replies import GREEDY
 from sleep_pipeline.generation.sampler import end_marks
+from sleep_pipeline.memory.beside import network_of
+from sleep_pipeline.memory.blocks import text_config
 from sleep_pipeline.seeding.teacher import TeacherSample, same_answer
 
 if TYPE_CHECKING:
@@ -62,6 +64,10 @@ class Measure(Protocol):
         ...
 
 
+_LOGITS = 2**27
+"""Numbers of the logits of one pass; each takes about eight bytes until it is a score."""
+
+
 class _Probes(ABC):
     """Reads every probe with every copy, some probes at a time."""
 
@@ -86,15 +92,22 @@ class _Probes(ABC):
 
     def _marks(self, model: nn.Module, copies: int) -> list[Marks]:
         found = torch.zeros(copies, len(self.rows))
-        for batch in self._batches(copies):
+        for batch in self._batches(copies, text_config(network_of(model)).vocab_size):
             found[:, batch] = self._read(model, batch, copies).float().cpu()
         return [tuple(row) for row in found.tolist()]
 
-    def _batches(self, copies: int) -> Iterator[list[int]]:
-        """Probes of like length, each a row a copy."""
-        order = sorted(range(len(self.rows)), key=lambda index: len(self.rows[index].ids))
-        size = max(1, self.rows_at_once // copies)
-        return (order[start : start + size] for start in range(0, len(order), size))
+    def _batches(self, copies: int, vocabulary: int) -> Iterator[list[int]]:
+        """Probes of like length, each a row a copy, with logits of `_LOGITS` numbers at most."""
+        size, batch = max(1, self.rows_at_once // copies), list[int]()
+        for index in sorted(range(len(self.rows)), key=lambda index: len(self.rows[index].ids)):
+            grown = [*batch, index]
+            # Logits are made from the first answer's beginning to the longest one's end.
+            width = len(self.rows[index].ids) - min(self.rows[at].start for at in grown)
+            if batch and (len(grown) > size or len(grown) * copies * width * vocabulary > _LOGITS):
+                yield batch
+                grown = [index]
+            batch = grown
+        yield batch
 
     def _stack(self, model: nn.Module, batch: Sequence[int], copies: int) -> Stack:
         return side_by_side([[self.rows[index] for index in batch]] * copies, next(model.parameters()).device)
