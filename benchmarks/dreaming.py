@@ -10,7 +10,8 @@ out.
 
     seeding             learns all that the teacher says, in the default steps
     seeding_longer      the same in as many steps as take the seconds of the whole night of `dreaming`
-    dreaming            a tenth of the samples is held out and judges dreams; those that help are learned in refining
+    dreaming            a tenth of the samples is held out and judges dreams; those that help are learned in refining,
+                        which does not take place if none does
     refining_alone      as `dreaming`, with the night's lessons alone in refining
     random_rewards      as many dreams are learned, drawn from those that were tried
     no_selection        as many dreams are tried, drawn from all
@@ -152,7 +153,9 @@ class Night:
             report = None if name == "refining_alone" else self._dream(ARMS[name], probes)
             dreaming = time.perf_counter() - began
             lessons = rest if report is None else [*rest, *self._lessons(report)]
-            self._learn(lessons, data, self.refining.seeding(self.seeding))
+            # As in a night: without a dream that helped there is no refining.
+            if report is None or len(lessons) > len(rest):
+                self._learn(lessons, data, self.refining.seeding(self.seeding))
             found = {} if report is None else {"tried": len(report.tried), "rewarded": len(report.rewarded)}
             done(
                 name,

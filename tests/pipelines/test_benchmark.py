@@ -193,7 +193,10 @@ def benchmark(project_root: Path) -> Any:
     spec = importlib.util.spec_from_file_location("class_incremental", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    # As for a script, what lies beside it can be imported.
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(str(path.parent))
+        spec.loader.exec_module(module)
     return module
 
 

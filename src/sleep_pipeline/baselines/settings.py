@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator
@@ -20,6 +19,7 @@ class BenchmarkSettings(BaseModel):
             own name, or the declared one on the hub.
         hub: whether the data come through `datasets`, which may fetch them.
         method: from `METHODS`.
+        variant: a name for other settings than the usual ones, or their results would replace those of these.
         seed: of the class order and of everything that the method draws.
         tasks: parts of the stream; None as declared.
         classes: of a part; None as declared.
@@ -37,6 +37,7 @@ class BenchmarkSettings(BaseModel):
     folder: str | None = None
     hub: bool = False
     method: str = "sleep"
+    variant: str = Field("", pattern=r"^[A-Za-z0-9_.]*$")
     seed: NonNegativeInt = 0
     tasks: PositiveInt | None = None
     classes: PositiveInt | None = None
@@ -69,15 +70,6 @@ class BenchmarkSettings(BaseModel):
 
     @property
     def key(self) -> str:
-        """Names the run among those of other tasks, methods and seeds, and of other settings than the defaults.
-
-        Where the data lie and the number of threads make no other run.
-        """
-        same = BenchmarkSettings.model_validate(
-            {name: getattr(self, name) for name in ("task", "method", "seed", "folder", "hub", "threads")}
-        )
-        method = self.method
-        if same != self:
-            told = self.model_dump_json(exclude={"folder", "hub", "threads", "seed"})
-            method += "-" + hashlib.sha256(told.encode()).hexdigest()[:8]
-        return f"{self.task}/{method}/seed_{self.seed}"
+        """Names the run among those of other tasks, methods, variants and seeds."""
+        variant = f"-{self.variant}" if self.variant else ""
+        return f"{self.task}/{self.method}{variant}/seed_{self.seed}"

@@ -182,7 +182,7 @@ class RewardSettings(_Settings):
     """When a dream is rewarded (paper.md eq. 6): if its copies are better than the baseline by more than noise.
 
     With `noise: seeds`, two of five dreams that know nothing of a memory are rewarded for it (`benchmarks/LOG.md`,
-    2026-11-26), since dreams differ by more than the copies of one; with `dreams` it is the share that `level` says.
+    2026-11-27), since dreams differ by more than the copies of one; with `dreams` it is the share that `level` says.
 
     Attributes:
         seeds: copies of every dream that are trained, from different initial adapters.
