@@ -152,11 +152,11 @@ def test_rounds_of_rest_em_are_counted_in_place_of_the_nights_own_dreams(project
         {item["what"]: item["amount"] for item in planned(*extra)["work"] if item["node"] == "dream_night_node"}
         for extra in ((), ("--params=dreaming.rest_em.rounds=2",))
     )
-    assert plain == {"tokens dreamt": 2 * 6 * 160, "copies trained": 2 * 6 * 4}
+    assert plain == {"tokens dreamt": 2 * 6 * 160, "copies trained": 2 * 6 * 2}
     dreams = (2 * 1 + 3 * 1) * 6
     assert rounds == {
         "tokens dreamt": dreams * 160,
-        "copies trained": dreams * 4,
+        "copies trained": dreams * 2,
         "dreams that the dreamer is trained on": 2 * 40 * 8,
     }
 

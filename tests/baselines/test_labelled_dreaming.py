@@ -30,7 +30,7 @@ DREAMING = ClassDreamSettings.model_validate(
             },
             "scores": {"top_k": 2, "random_b": 0, "each": "context"},
             "trials": {"steps": 2, "rank": 2},
-            "rewards": {"seeds": 2, "test": "margin", "scope": "all"},
+            "rewards": {"seeds": 2, "test": "margin", "scope": "all", "noise": "both", "racing": 1.0},
             "tau": {"kind": "likelihood"},
             "rest_em": {"steps": 2, "rank": 2, "rows": 2},
         },
