@@ -70,7 +70,7 @@ def test_without_a_file_the_defaults_hold(tmp_path: Path) -> None:
     ("uri", "shown"),
     [
         ("postgresql://mlflow:s3cr@t@db.example:5432/runs", "postgresql://db.example:5432/runs"),
-        ("sqlite:////tmp/a@b.db", "sqlite:////tmp/a@b.db"),
+        ("sqlite:////srv/a@b.db", "sqlite:////srv/a@b.db"),
         ("http://localhost:5000", "http://localhost:5000"),
     ],
 )

@@ -90,7 +90,11 @@ def render_dreams(dreams: Sequence[DreamRow], night: int, shares: bool = True) -
         element(
             "header",
             element("h1", f"Dreams of night {night}"),
-            element("p", f"{len(dreams)} dreams, {len(tried)} tried, {helped} helped. Click a heading to sort."),
+            element(
+                "p",
+                f"{len(dreams)} dreams, {len(tried)} tried, {helped} helped. A trial shows what was to be expected without "
+                "the dream and what its copies did; a reward takes more than chance. Click a heading to sort.",
+            ),
         ),
         element(
             "section",
