@@ -263,3 +263,12 @@ def run_script(project: Path) -> Callable[[str], str]:
         return result.stdout
 
     return run
+
+
+def test_files_that_wait_for_a_later_night_are_counted(project: Path) -> None:
+    before = planned()["memories"]["waiting"]
+    folder = project / "data/01_raw/memories/day_20261126"
+    folder.mkdir()
+    (folder / "notes.md").write_text("The ferry leaves at 4.\n", encoding="utf-8")
+    assert planned()["memories"]["waiting"] == before + 1
+    assert f"files for a later night, as the names of their folders day_N say: {before + 1}" in invoke().output

@@ -63,6 +63,8 @@ def _lines(plan: Plan) -> Iterator[str]:
         f"{'memories':<12} {new} {when}{f' ({kinds})' if kinds else ''}; {plan.memories.quarantined} in quarantine; "
         f"{plan.memories.known} learned before"
     )
+    if plan.memories.waiting:
+        yield f"{'':<12} files for a later night, as the names of their folders day_N say: {plan.memories.waiting}"
     for work in plan.work:
         amount = f"{'at most ' if work.at_most else ''}{work.amount:,}"
         yield f"{'work':<12} {work.node.removesuffix('_node')}: {amount} {work.what} = {work.how}"

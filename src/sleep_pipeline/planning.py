@@ -61,12 +61,14 @@ class Memories:
         known: learned by the champion and its ancestors.
         collected: whether this night has collected already; otherwise the folder was read, and the checks of
             Collect may yet leave some out.
+        waiting: files whose memories are for a later night, by the number in the name of their folder.
     """
 
     new: Mapping[str, int]
     quarantined: int
     known: int
     collected: bool
+    waiting: int = 0
 
 
 @dataclass(frozen=True)
@@ -265,7 +267,8 @@ def _memories(
     elif not found.memories:
         problems.append(f"{folder} holds no new memory for night {night}: put files into it")
     kinds = dict(Counter(str(memory.kind) for memory in found.memories))
-    memories = Memories(kinds, len(found.refused) + len(found.said_twice), len(known), collected=False)
+    refused = len(found.refused) + len(found.said_twice)
+    memories = Memories(kinds, refused, len(known), collected=False, waiting=len(found.waiting))
     return memories, _packed(found.memories, settings)
 
 

@@ -212,3 +212,18 @@ def test_settings_without_a_prompt_or_with_an_unknown_name_are_refused() -> None
 def test_reading_settings_loads_no_torch() -> None:
     code = "import sys, sleep_pipeline.dreaming.settings; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_text_that_copies_a_withheld_question_is_learned_without_it() -> None:
+    prompt = DreamPrompt(kind="rewrite", ask="Tell it again.", form="text")
+    held = "Question: Who keeps bees?\nAnswer: Mira Sol"
+    copied = f"{held}\nQuestion: Where is Osk?\nAnswer: In the north"
+
+    def withheld(question: str) -> bool:
+        return question == "Who keeps bees?"
+
+    assert dreams._learnable(prompt, held, (), withheld) == ((), "asks what is held out")
+    ((_, learned),), reason = dreams._learnable(prompt, copied, (), withheld)
+    assert (learned, reason) == ("Question: Where is Osk?\nAnswer: In the north", None)
+    ((_, learned),), _ = dreams._learnable(prompt, copied, (), None)
+    assert learned == copied

@@ -129,7 +129,7 @@ def sample_dreams(
         if not reply.ended:
             reason = "cut off"
         if reason is None:
-            if withheld is not None and request.prompt.form == "pairs":
+            if withheld is not None:
                 text = without_pairs(text, withheld)
             dream = DreamText(request.context, request.prompt.kind, request.source, request.prompt.ask, text, pairs)
             if dreams.setdefault((request.context, _gist(request.prompt, pairs)), dream) is not dream:
@@ -223,6 +223,10 @@ def _learnable(
     if not text:
         return (), "empty"
     if prompt.form == "text":
+        # Memories of questions with answers are laid out as such, and a model may copy their lines.
+        text = text if withheld is None else without_pairs(text, withheld)
+        if not text:
+            return (), "asks what is held out"
         opening = " ".join(text.split()[:_OPENING])
         return ((prompt.recall.replace("{words}", opening), text),), None
     read = dict.fromkeys(read_pairs(text))

@@ -92,8 +92,8 @@ def render_dreams(dreams: Sequence[DreamRow], night: int, shares: bool = True) -
             element("h1", f"Dreams of night {night}"),
             element(
                 "p",
-                f"{len(dreams)} dreams, {len(tried)} tried, {helped} helped. A trial shows what was to be expected without "
-                "the dream and what its copies did; a reward takes more than chance. Click a heading to sort.",
+                f"{len(dreams)} dreams, {len(tried)} tried, {helped} helped. A trial shows what was to be expected "
+                "without the dream and what its copies did; a reward takes more than chance. Click a heading to sort.",
             ),
         ),
         element(
