@@ -107,7 +107,13 @@ def test_nodes_stand_in_the_order_of_the_night(project: Path) -> None:
 
 
 def test_new_memories_are_those_of_the_nights_own_days(project: Path) -> None:
-    assert planned()["memories"] == {"new": {"text": 2, "qa": 1}, "quarantined": 1, "known": 0, "collected": False}
+    assert planned()["memories"] == {
+        "new": {"text": 2, "qa": 1},
+        "quarantined": 1,
+        "known": 0,
+        "collected": False,
+        "waiting": 1,
+    }
     assert planned("--params=night=2")["memories"]["new"] == {"text": 3, "qa": 1}
 
 
@@ -130,7 +136,7 @@ def test_what_is_done_is_told_from_what_is_missing(project: Path) -> None:
 
 def test_a_night_that_has_collected_tells_what_it_collected(project: Path) -> None:
     collected(project)
-    assert planned()["memories"] == {"new": {"text": 5}, "quarantined": 4, "known": 3, "collected": True}
+    assert planned()["memories"] == {"new": {"text": 5}, "quarantined": 4, "known": 3, "collected": True, "waiting": 0}
 
 
 def test_work_is_counted_from_contexts_and_settings(project: Path) -> None:
