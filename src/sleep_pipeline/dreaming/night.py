@@ -112,9 +112,7 @@ class DreamReport:
         """The night in two sentences."""
         text = f"{self.asked} dreams drawn, {len(self.dreams)} usable, {len(self.tried)} tried, "
         text += f"{len(self.rewarded)} helped."
-        if self.tried and all(
-            math.isnan(dream.verdict.after - dream.verdict.before) for dream in self.tried if dream.verdict
-        ):
+        if self.tried and all(math.isnan(dream.verdict.before) for dream in self.tried if dream.verdict):
             text += (
                 " Nothing could be told of them: a dream is compared with dreams of other memories, and fewer than two "
                 "were tried."
