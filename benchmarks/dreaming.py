@@ -103,7 +103,7 @@ class Night:
         torch.manual_seed(seed)
         base, self.tokenizer = load_model()
         base.set_attn_implementation("eager")
-        self.model: Any = get_peft_model(base, memory(2, base.config.num_hidden_layers)).eval()
+        self.model: Any = get_peft_model(base, memory(2, base.config.num_hidden_layers, seed)).eval()
         self.store = ReplayStore(seeding.replay.stored_capacity, seeding.replay.open_book_capacity)
         self.earlier, self.day = (live(seed, f"dreaming {night}", documents) for night in (1, 2))
         self.unseen = live(seed, "dreaming, never learned", 2 * documents)

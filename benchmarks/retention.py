@@ -102,10 +102,12 @@ def ask(model: Any, tokenizer: Any, day: Day, open_book: bool) -> list[int]:
     return [int(reply.strip() == question.answer) for reply, question in zip(replies, day.questions, strict=True)]
 
 
-def memory(nights: int, layers: int, starts_at: float = MEMORY.starts_at, **changes: Any) -> ContinuumMemoryConfig:
+def memory(
+    nights: int, layers: int, seed: int, starts_at: float = MEMORY.starts_at, **changes: Any
+) -> ContinuumMemoryConfig:
     """The default memory with a slot a night, and the one that stays free for merging."""
     level = MEMORY.levels[0].model_copy(update={"num_slots": nights + 1, **changes})
-    return MemorySettings(levels=(level,), starts_at=starts_at).config(layers)
+    return MemorySettings(levels=(level,), starts_at=starts_at).config(layers, seed)
 
 
 def at_once(days: Sequence[Day]) -> Day:
@@ -132,7 +134,7 @@ def sleeping(change: dict[str, Any] | None = None, **memory_changes: Any) -> Mak
 
     def make(model: Any, tokenizer: Any, settings: SeedingSettings, nights: int, seed: int) -> Learner:
         changed = SeedingSettings.model_validate(merged(settings.model_dump(by_alias=True), change or {}))
-        config = memory(nights, model.config.num_hidden_layers, **memory_changes)
+        config = memory(nights, model.config.num_hidden_layers, seed, **memory_changes)
         return Sleep(model, tokenizer, changed, config, seed)
 
     return make

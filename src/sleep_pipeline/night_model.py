@@ -98,14 +98,15 @@ class MemorySettings(_Settings):
         """Which of so many decoder layers carry a memory."""
         return list(range(int(self.starts_at * of), of))
 
-    def config(self, layers: int) -> ContinuumMemoryConfig:
-        """As PEFT takes it, for a model of so many decoder layers."""
+    def config(self, layers: int, seed: int = 0) -> ContinuumMemoryConfig:
+        """As PEFT takes it, for a model of so many decoder layers; the seed is of the experts' first weights."""
         from sleep_pipeline.memory import ContinuumMemoryConfig, LevelConfig
 
         return ContinuumMemoryConfig(
             levels=[LevelConfig(**level.model_dump()) for level in self.levels],
             activation=self.activation,
             layers_to_transform=self.layers(layers),
+            seed=seed,
         )
 
 
@@ -162,7 +163,12 @@ def open_base(name: str, machine: MachineSettings) -> tuple[PreTrainedModel, Pre
 
 
 def open_model(
-    name: str, machine: MachineSettings, memory: MemorySettings, replay: ReplaySettings, checkpoint: Path | None
+    name: str,
+    machine: MachineSettings,
+    memory: MemorySettings,
+    replay: ReplaySettings,
+    checkpoint: Path | None,
+    seed: int = 0,
 ) -> NightModel:
     """Load a base model with the memory of a checkpoint, or with a fresh one.
 
@@ -172,6 +178,7 @@ def open_model(
         memory: of a fresh life.
         replay: sizes of the store.
         checkpoint: folder of a night; None for the model before its first.
+        seed: of the first weights of a fresh life's experts; a life keeps its own.
 
     Raises:
         ModelLoadError: the base model cannot be had.
@@ -186,7 +193,7 @@ def open_model(
 
     base, tokenizer = open_base(name, machine)
     layers = len(find_mlp_blocks(base))
-    wanted = memory.config(layers)
+    wanted = memory.config(layers, seed)
     model: Any
     if checkpoint is None:
         model = get_peft_model(base, wanted)

@@ -71,7 +71,7 @@ def test_training_lowers_the_loss_and_activation_keeps_it() -> None:
     ids = tokens()
     unlock(model, 1)
     first = float(model(input_ids=ids, labels=ids).loss)
-    train(model, steps=30)
+    train(model, steps=60)
     trained = float(model(input_ids=ids, labels=ids).loss)
     assert trained < 0.95 * first
     activate(model, 1)
@@ -303,3 +303,27 @@ class TestRandomExperts:
         expected = logits(model)
         with random_experts(model, torch.Generator(), 2):
             assert torch.equal(logits(model), expected)
+
+
+def first_weights(seed: int, nights: int) -> list[torch.Tensor]:
+    """The first `A` of each night's expert, of all layers."""
+    config = three_levels()
+    config.seed = seed
+    model = with_memory(config)
+    drawn = []
+    for _ in range(nights):
+        unlock(model, 3)
+        drawn.append(torch.stack([v for name, v in model.named_parameters() if name.endswith("2.new_down")]).clone())
+        activate(model, 3)
+    return drawn
+
+
+def test_every_expert_begins_with_weights_of_its_own_and_of_the_seed() -> None:
+    drawn = torch.cat([*first_weights(0, 3), *first_weights(1, 3)])
+    flat = nn.functional.normalize(drawn.flatten(1), dim=1)
+    similarity = flat @ flat.T - torch.eye(len(flat))
+    assert similarity.abs().max() < 0.5
+
+
+def test_the_same_seed_begins_alike() -> None:
+    assert torch.equal(torch.cat(first_weights(3, 2)), torch.cat(first_weights(3, 2)))

@@ -83,15 +83,18 @@ class MethodSettings(BaseModel):
         optimizer = self.seeding.optimizer.model_copy(update=rates)
         return self.seeding.model_copy(update={"optimizer": optimizer})
 
-    def memory(self, fast: bool, width: int) -> ContinuumMemoryConfig:
-        """A level of slots, with a fast level above it or without, for a model of this hidden size."""
+    def memory(self, fast: bool, width: int, seed: int) -> ContinuumMemoryConfig:
+        """A level of slots, with a fast level above it or without, for a model of this hidden size.
+
+        The seed is of the experts' first weights.
+        """
         from sleep_pipeline.memory import ContinuumMemoryConfig, LevelConfig
 
         above = [
             LevelConfig(period=self.fast_period, num_slots=2 * self.fast_period, rank=1, base_width=self.fast_width)
         ]
         slow = LevelConfig(num_slots=self.slots, rank=min(self.expert_rank, width))
-        return ContinuumMemoryConfig(levels=[*(above if fast else []), slow])
+        return ContinuumMemoryConfig(levels=[*(above if fast else []), slow], seed=seed)
 
 
 Maker = Callable[["PreTrainedModel", "Answering", MethodSettings, int], "LabelledLearner"]
@@ -148,7 +151,7 @@ def _hope(base: PreTrainedModel, answering: Answering, settings: MethodSettings,
     seeding = settings.seeding
     rows = seeding.rows + seeding.replay.stored_rows
     steps = seeding.optimizer.steps
-    memory = settings.memory(fast=True, width=base.config.hidden_size)
+    memory = settings.memory(fast=True, width=base.config.hidden_size, seed=seed)
     return Hope(base, answering, memory, steps, rows, settings.fast_rate, seed)
 
 
@@ -164,7 +167,7 @@ def _sleep(sender: Sender, dreams: bool = False) -> Maker:
             base,
             answering,
             settings.seeding,
-            settings.memory(fast=sender != "context", width=base.config.hidden_size),
+            settings.memory(fast=sender != "context", width=base.config.hidden_size, seed=seed),
             sender,
             embedder=_embedder(base, answering, settings) if own_embedder else None,
             shots=settings.shots,

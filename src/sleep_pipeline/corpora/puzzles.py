@@ -106,6 +106,22 @@ def _topics() -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
+def _common_words() -> tuple[str, ...]:
+    """Two thousand English words, the commonest first; none belongs to a held-out subject."""
+    return tuple(resources.files("sleep_pipeline.corpora").joinpath("common_words.txt").read_text("utf-8").split())
+
+
+def _own_carrier(rng: random.Random) -> str:
+    """A sentence of any English words with gaps as the known ones have, common words more often than rare ones."""
+    words = _common_words()
+    sentence = [words[int(len(words) ** rng.random()) - 1] for _ in range(rng.randint(2, 7))]
+    gaps = rng.choice((["{b}"], ["{a}", "{b}"], ["{b}", "{c}"]))
+    for gap in gaps:
+        sentence.insert(rng.randint(0, len(sentence)), gap)
+    return " ".join(sentence)
+
+
+@lru_cache(maxsize=1)
 def _any_words() -> tuple[str, ...]:
     """The words of all subjects and sentences that training knows."""
     table = _topics()
@@ -145,8 +161,9 @@ def classification(
     A query shares a content word with at least one example of its class and none with the other classes' examples.
     In a third of the tasks the labels are invented words, so that the sense of a label is of no help. In training, a
     third of the tasks have invented content words and a third have words that belong to other subjects, so that
-    nothing but the examples is of help; and every other sentence has some of its other words put for any words, so that
-    what is no label is known by its place rather than by heart.
+    nothing but the examples is of help. Half of the training tasks have a few sentences of their own, made of any English
+    words, and in the others every second sentence has some of its words put for any words: which words tell the classes
+    apart must be seen from the examples and cannot be known by heart.
     """
     table = _topics()
     classes = classes or rng.randint(2, 6)
@@ -168,11 +185,13 @@ def classification(
         drawn = {use: iter(rng.sample(words, len(words))) for use, words in pool.items()}
         banks = {s: {use: [next(drawn[use]) for _ in words] for use, words in banks[s].items()} for s in subjects}
     seen: dict[str, set[str]] = {subject: set() for subject in subjects}
+    own = split == "train" and rng.random() < 0.5
+    carriers = [_own_carrier(rng) for _ in range(rng.randint(3, 12))] if own else table["carriers"][split]
 
     def utter(subject: str, words: list[str] | None = None) -> tuple[str, set[str]]:
         bank = banks[subject]
-        carrier = rng.choice(table["carriers"][split])
-        if split == "train" and rng.random() < 0.5:
+        carrier = rng.choice(carriers)
+        if split == "train" and not own and rng.random() < 0.5:
             carrier = " ".join(
                 word if "{" in word or rng.random() < 0.6 else rng.choice(_any_words()) for word in carrier.split()
             )

@@ -7,6 +7,7 @@ activation copies it into its slot. Free slots and an idle workspace hold zeros.
 """
 
 import math
+import random
 
 import torch
 from torch import Tensor, nn
@@ -86,11 +87,12 @@ class Level(nn.Module):
             zeros = torch.zeros(shape, dtype=dtype, device=device)
             self.register_parameter(name, nn.Parameter(zeros, requires_grad=False))
         if has_base and self.base_down.device.type != "meta":
-            self._initialise(self.base_down, salt=0)
+            self._initialise(self.base_down)
 
-    def _initialise(self, down: Tensor, salt: int) -> None:
-        """Fill a down-projection as LoRA does, the same on every machine and device."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + salt)
+    def _initialise(self, down: Tensor, *salt: int) -> None:
+        """Fill a down-projection as LoRA does, the same on every machine and device, another one for every salt."""
+        seed = random.Random(f"{self.seed}/{salt}").getrandbits(63)
+        generator = torch.Generator().manual_seed(seed)
         bound = 1 / math.sqrt(self.hidden_size)
         values = torch.rand(down.shape, generator=generator, dtype=torch.float32) * (2 * bound) - bound
         with torch.no_grad():
@@ -164,9 +166,13 @@ class Level(nn.Module):
         return torch.addcmul(offsets_E, scores, scale)
 
     @torch.no_grad()
-    def open_workspace(self, unlocks: int) -> None:
-        """Prepare a fresh expert: random `A`, zero `B` (an exact no-op), zero key, the initial offset."""
-        self._initialise(self.new_down, salt=unlocks)
+    def open_workspace(self, slot: int, unlocks: int) -> None:
+        """Prepare a fresh expert: random `A`, zero `B` (an exact no-op), zero key, the initial offset.
+
+        Every slot draws its own `A`, and another one each time that it is unlocked: experts that began alike would read
+        the same directions of their input.
+        """
+        self._initialise(self.new_down, slot, unlocks)
         self.new_up.zero_()
         self.new_key.zero_()
         self.new_offset.fill_(self.config.router_bias)

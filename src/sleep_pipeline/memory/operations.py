@@ -72,7 +72,7 @@ def unlock(
     table = state.table.copy()
     slot = table.unlock(level, night, origin)
     for tensors in level_tensors(state, level):
-        tensors.open_workspace(table.slots(level)[slot].unlocks)
+        tensors.open_workspace(slot, table.slots(level)[slot].unlocks)
     state.table = table
     state.trainable = True
     state.changed()

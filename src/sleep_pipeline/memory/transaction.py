@@ -116,7 +116,7 @@ class Consolidation:
                 self._compute()
                 self._log("computed", level=self.sender)
             for tensors in level_tensors(self.state, self.receiver):
-                tensors.open_workspace(table.slots(self.receiver)[slot].unlocks)
+                tensors.open_workspace(slot, table.slots(self.receiver)[slot].unlocks)
             self.state.table = table
             self.state.trainable = True
             self.state.changed()

@@ -99,7 +99,7 @@ def sample_lessons(
     }
     given, unmatched = _given(read, memories, probes_folder, collect.mask, night, by_people)
     own = own_seed(random_seed, night)
-    opened = open_model(model, machine, memory, seeding.replay, parent_checkpoint(models_folder, night))
+    opened = open_model(model, machine, memory, seeding.replay, parent_checkpoint(models_folder, night), random_seed)
     texts = [context.text for context in read]
     asked = {plain_question(question.probe.question) for question in given_probes(probes_folder, collect.mask)}
     asked |= {plain_question(question) for question, _ in by_people}
@@ -260,7 +260,7 @@ def train_expert(
     from sleep_pipeline.seeding.night import learn, make_room
 
     own = own_seed(random_seed, night)
-    opened = open_model(model, machine, memory, seeding.replay, parent_checkpoint(models_folder, night))
+    opened = open_model(model, machine, memory, seeding.replay, parent_checkpoint(models_folder, night), random_seed)
     taught_by, base = seed_summary.get("base_digest"), state_of(opened.model).config.base_digest
     if taught_by not in (None, base):
         raise ValueError(

@@ -1,0 +1,29 @@
+"""Puzzles: what training never shows of the held-out ones."""
+
+import random
+
+import yaml
+
+from sleep_pipeline.corpora import puzzles
+
+
+def held_out_words() -> set[str]:
+    table = puzzles._topics()["subjects"]["test"]
+    return {word for bank in table.values() for words in bank.values() for word in words} | set(table)
+
+
+def test_common_words_hold_none_of_the_held_out_subjects() -> None:
+    words = puzzles._common_words()
+    assert len(words) == len(set(words)) > 1000
+    assert not held_out_words() & set(words)
+
+
+def test_half_of_the_training_tasks_have_sentences_of_their_own() -> None:
+    known = {w for carrier in puzzles._topics()["carriers"]["train"] for w in carrier.split()} | set(puzzles._any_words())
+    rng = random.Random(0)
+    strange = 0
+    for _ in range(200):
+        example = puzzles.classification(rng, "train", 3, 3)
+        text = example.messages[0]["content"]
+        strange += sum(word in text.split() for word in set(puzzles._common_words()) - known) > 5
+    assert 60 < strange < 140
