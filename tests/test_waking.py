@@ -136,6 +136,31 @@ def test_a_night_without_an_expert_is_its_parent(base: str, tmp_path: Path) -> N
     assert torch.equal(before, after)
 
 
+def test_a_night_is_loaded_for_code_of_ones_own(life: Path, base: str) -> None:
+    import torch
+
+    from sleep_pipeline import load_night
+    from sleep_pipeline.memory import base_view
+
+    champion, tokenizer = load_night(life)
+    torch.testing.assert_close(logits(champion), logits(opened(base, life / "night_003").model))
+    second, _ = load_night(str(life), 2, machine=MachineSettings(device="cpu"))
+    torch.testing.assert_close(logits(second), logits(opened(base, life / "night_002").model))
+    with base_view(champion):
+        torch.testing.assert_close(logits(champion), logits(opened(base).model))
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": QUESTION}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    assert champion.generate(**prompt.to(champion.device), max_new_tokens=3, do_sample=False).shape[0] == 1
+
+
+def test_a_folder_without_a_live_night_says_what_to_do(tmp_path: Path) -> None:
+    from sleep_pipeline import load_night
+
+    with pytest.raises(RegistryError, match=r"no night of .* is live \(registered: none\): .*load_model"):
+        load_night(tmp_path)
+
+
 @pytest.mark.parametrize("night", [2, 3])
 def test_the_evaluation_of_a_night_that_is_not_registered_yet_measures_its_parent(
     life: Path, base: str, night: int

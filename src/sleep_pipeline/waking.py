@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sleep_pipeline.night_model import MachineSettings, MemorySettings, NightModel, open_model
-from sleep_pipeline.registry import BASE, MANIFEST, NightRegistry
+from sleep_pipeline.registry import BASE, MANIFEST, NightRegistry, RegistryError
 from sleep_pipeline.seeding.settings import ReplaySettings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _PARENT = "parent"
 
@@ -60,6 +60,38 @@ class Awake:
         return found
 
 
+def load_night(
+    folder: str | Path = "data/06_models", night: int | None = None, *, machine: MachineSettings | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a night's model for use in your own code: a PEFT model that generates as any other, in eval mode.
+
+    Its memory is gated in every token and therefore stays beside the base model's weights; `base_view(model)` of
+    `sleep_pipeline.memory` is the model before its first night, without loading it anew.
+
+    Args:
+        folder: where the life's nights and `registry.json` lie.
+        night: its number; the champion by default.
+        machine: device, dtype and threads; the first GPU if there is one, by default.
+
+    Raises:
+        RegistryError: no night is live, the night is unknown, or its checkpoint is missing or another one.
+        ModelLoadError: the base model cannot be had.
+        ValueError: the base model is not the one that the night grew from, or a file of the checkpoint is damaged.
+    """
+    registry = NightRegistry(folder)
+    if night is None:
+        champion = registry.champion()
+        if champion is None:
+            known = ", ".join(map(str, registry.nights())) or "none"
+            raise RegistryError(
+                f"no night of {registry.folder} is live (registered: {known}): give the number of one, name the folder "
+                "that holds registry.json, or load the base model with load_model"
+            )
+        night = champion.number
+    opened = _opened(registry, night, machine or MachineSettings())
+    return opened.model, opened.tokenizer
+
+
 def wake_base(model: str, machine: MachineSettings, memory: MemorySettings) -> Awake:
     """Load the model before its first night.
 
@@ -81,15 +113,20 @@ def wake_night(registry: NightRegistry, number: int, machine: MachineSettings) -
         ModelLoadError: the base model cannot be had.
         ValueError: the base model is not the one that the night grew from.
     """
-    checkpoint = registry.checkpoint(number)
     parent = registry.night(number).parent
-    manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-    # Before lives could leave layers out, all of them had a memory.
-    memory = MemorySettings.model_validate({"starts_at": 0.0, **manifest["memory"]})
-    opened = open_model(manifest["base_model"]["name"], machine, memory, ReplaySettings(), checkpoint)
+    opened = _opened(registry, number, machine)
     before = view_before(opened.model, number, parent, registry)
     label = f"night {parent}" if parent != BASE else "base model"
     return Awake(opened, (Side(f"parent ({label})", before), Side(f"night {number}", nullcontext)))
+
+
+def _opened(registry: NightRegistry, number: int, machine: MachineSettings) -> NightModel:
+    """The network of a night, with the base model and the form of memory that its checkpoint names."""
+    checkpoint = registry.checkpoint(number)
+    manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    # Before lives could leave layers out, all of them had a memory.
+    memory = MemorySettings.model_validate({"starts_at": 0.0, **manifest["memory"]})
+    return open_model(manifest["base_model"]["name"], machine, memory, ReplaySettings(), checkpoint)
 
 
 def view_before(

@@ -111,10 +111,15 @@ def _common_words() -> tuple[str, ...]:
     return tuple(resources.files("sleep_pipeline.corpora").joinpath("common_words.txt").read_text("utf-8").split())
 
 
-def _own_carrier(rng: random.Random) -> str:
-    """A sentence of any English words with gaps as the known ones have, common words more often than rare ones."""
+def _any_common(rng: random.Random) -> str:
+    """An English word, the common ones more often than the rare."""
     words = _common_words()
-    sentence = [words[int(len(words) ** rng.random()) - 1] for _ in range(rng.randint(2, 7))]
+    return words[int(len(words) ** rng.random()) - 1]
+
+
+def _own_carrier(rng: random.Random) -> str:
+    """A sentence of any English words with gaps as the known ones have."""
+    sentence = [_any_common(rng) for _ in range(rng.randint(2, 7))]
     gaps = rng.choice((["{b}"], ["{a}", "{b}"], ["{b}", "{c}"]))
     for gap in gaps:
         sentence.insert(rng.randint(0, len(sentence)), gap)
@@ -130,11 +135,13 @@ def _any_words() -> tuple[str, ...]:
     return tuple(sorted({*banks, *carriers, *table["subjects"]["train"]}))
 
 
-_CLASSIFY_FORMS: dict[Split, tuple[tuple[str, str, str], ...]] = {
+# A heading, an example line and a question about one.
+_Form = tuple[str, str, str]
+_CLASSIFY_FORMS: dict[Split, tuple[_Form, ...]] = {
     "train": (
         ("", "{u} -> {y}", "{u} ->"),
         ("Label every utterance.\n", "{u} => {y}", "{u} =>"),
-        ("Utterances and their labels:\n", "\"{u}\": {y}", "\"{u}\":"),
+        ("Utterances and their labels:\n", '"{u}": {y}', '"{u}":'),
         ("", "Utterance: {u}\nLabel: {y}", "Utterance: {u}\nLabel:"),
         ("Examples.\n", "{u} | {y}", "{u} |"),
         ("These are classified utterances.\n", "{y}: {u}", "Which label fits: {u}"),
@@ -145,12 +152,30 @@ _CLASSIFY_FORMS: dict[Split, tuple[tuple[str, str, str], ...]] = {
         ("What people said, by subject.\n", "{y} <- {u}", "Which subject: {u}"),
         ("", "{u} -> {y}", "Classify: {u}"),
         ("Labelled sentences:\n", "{u} -> {y}", "{u} ->"),
-        ("Here are examples with labels.\n", "\"{u}\" is {y}.", "\"{u}\" is what?"),
+        ("Here are examples with labels.\n", '"{u}" is {y}.', '"{u}" is what?'),
         ("", "Q: {u}\nA: {y}", "Q: {u}\nA:"),
         ("Learn from these.\n", "{u} = {y}", "{u} ="),
     ),
     "test": (("Classified utterances:\n", "{u} -> {y}", "{u} ->"),),
-}  # fmt: skip
+}
+_BETWEEN = (*"-> => : | # = :: ~ --> is means / , ; >> ... * to".split(), "goes to")
+
+
+def _classify_form(rng: random.Random, split: Split) -> _Form:
+    """One of the known forms, or for training as often a new one: any heading with any mark between the two parts."""
+    known = _CLASSIFY_FORMS[split]
+    if split == "test" or rng.random() < 0.4:
+        return rng.choice(known)
+    mark = rng.choice(_BETWEEN)
+    close = mark in (":", ",", ";") or (not mark[0].isalpha() and rng.random() < 0.2)
+    between = f"{mark} " if close else f" {mark} "
+    heading = rng.choice(known)[0]
+    if rng.random() < 0.5:
+        heading = " ".join(_any_common(rng) for _ in range(rng.randint(1, 5))).capitalize() + rng.choice((":\n", ".\n"))
+    if rng.random() < 0.2:
+        _, _, question = rng.choice([form for form in known if form[1].startswith("{y}")])
+        return heading, f"{{y}}{between}{{u}}", question
+    return heading, f"{{u}}{between}{{y}}", f"{{u}}{between}".rstrip()
 
 
 def classification(
@@ -161,9 +186,10 @@ def classification(
     A query shares a content word with at least one example of its class and none with the other classes' examples.
     In a third of the tasks the labels are invented words, so that the sense of a label is of no help. In training, a
     third of the tasks have invented content words and a third have words that belong to other subjects, so that
-    nothing but the examples is of help. Half of the training tasks have a few sentences of their own, made of any English
-    words, and in the others every second sentence has some of its words put for any words: which words tell the classes
-    apart must be seen from the examples and cannot be known by heart.
+    nothing but the examples is of help. Half of the training tasks have a few sentences of their own, made of any
+    English words, in the others every second sentence has some of its words put for any words, and most have a form of
+    their own, too: which words tell the classes apart, and where the label stands, must be seen from the examples and
+    cannot be known by heart.
     """
     table = _topics()
     classes = classes or rng.randint(2, 6)
@@ -208,7 +234,7 @@ def classification(
             seen[subject] |= used
             lines.append((utterance, labels[subject]))
     rng.shuffle(lines)
-    head, form, query_form = rng.choice(_CLASSIFY_FORMS[split])
+    head, form, query_form = _classify_form(rng, split)
     text = head + "\n".join(form.format(u=utterance, y=label) for utterance, label in lines)
     queries: list[tuple[str, str]] = []
     while len(queries) < turns:
