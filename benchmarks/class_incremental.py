@@ -30,7 +30,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from _results import locked
-from sleep_pipeline.baselines.benchmark import curve, numbers, open_stream, run_benchmark
+from sleep_pipeline.baselines.benchmark import curve, numbers, open_stream, run_benchmark, stream_of
 from sleep_pipeline.baselines.methods import METHODS
 from sleep_pipeline.baselines.settings import BenchmarkSettings
 from sleep_pipeline.environment import apply_defaults
@@ -40,9 +40,7 @@ from sleep_pipeline.evaluation.tasks import (
     Example,
     LabelledData,
     TaskError,
-    class_stream,
     declared,
-    fewer_questions,
     task_names,
 )
 from sleep_pipeline.hardware import software
@@ -54,7 +52,7 @@ from sleep_pipeline.tracking.git import git_state
 
 Run = dict[str, Any]
 
-ONE_PROTOCOL = ("task", "tasks", "classes", "test_rows_per_class", "normalise")
+ONE_PROTOCOL = ("task", "tasks", "classes", "ask", "test_rows_per_class", "normalise")
 """Settings that all runs of one JSON share, or its table would compare what cannot be compared."""
 BOTH = "95 % bootstrap over seeds and questions"
 QUESTIONS = "95 % over the questions of the only seed"
@@ -83,9 +81,7 @@ def made_up_stream(settings: BenchmarkSettings) -> ClassStream:
     data = LabelledData(
         declaration, tuple(WORDS), tuple(rows), (), tuple(test), ("why", "two and two", "no", "so it goes"), ()
     )
-    if settings.test_rows_per_class is not None:
-        data = fewer_questions(data, settings.test_rows_per_class)
-    return class_stream(data, settings.seed, settings.tasks, settings.classes)
+    return stream_of(settings, data)
 
 
 def merged(base: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,6 +150,7 @@ def protocol(runs: Sequence[Run]) -> dict[str, Any]:
         "task": first["task"],
         "version": first["version"],
         **{name: value for name, value in first["data"].items() if name != "sha256"},
+        "ask": first["settings"].get("ask", "test"),
         "test_rows_per_class": first["settings"]["test_rows_per_class"],
         "normalise": first["settings"]["normalise"],
         "seeds": {name: [run["seed"] for run in group] for name, group in latest(runs).items()},
@@ -221,9 +218,11 @@ def check_protocol(runs: Sequence[Run], wanted: BenchmarkSettings, task: str, pa
     """
     asked = wanted.model_dump(mode="json")
     for run in runs:
-        other = [name for name in ONE_PROTOCOL if run["settings"][name] != asked[name]]
+        # Settings that have come since a run were at their defaults.
+        found = BenchmarkSettings.model_validate(run["settings"]).model_dump(mode="json")
+        other = [name for name in ONE_PROTOCOL if found[name] != asked[name]]
         if other or run["task"] != task:
-            told = f"{other[0]}={run['settings'][other[0]]}, not {asked[other[0]]}" if other else run["task"]
+            told = f"{other[0]}={found[other[0]]}, not {asked[other[0]]}" if other else run["task"]
             raise SystemExit(f"{path} holds runs with {told}: give a file of its own")
 
 
@@ -274,6 +273,9 @@ def parsed() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser.add_argument("--methods", default="all", help=f"all, or some of {', '.join(METHODS)}")
     parser.add_argument("--variant", default="", help="a name for these settings, beside other ones of the method")
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument(
+        "--ask", choices=("test", "validation"), default="test", help="validation: to choose settings by"
+    )
     parser.add_argument("--threads", type=int, default=None, help="of torch; default: its own choice")
     parser.add_argument("--model", default="embedded", help="the base model: embedded, a folder, or a hub name")
     parser.add_argument("--device", default="auto")
@@ -301,6 +303,7 @@ def planned(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> l
     """The settings of all runs, checked before the first of them."""
     names = list(METHODS) if arguments.methods == "all" else arguments.methods.split(",")
     base = BenchmarkSettings(task=arguments.task, threads=arguments.threads).model_dump(by_alias=True, mode="json")
+    base["ask"] = arguments.ask
     if arguments.folder is not None:
         base["folder"] = str(arguments.folder.resolve())
     if arguments.quick:

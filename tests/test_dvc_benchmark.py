@@ -37,6 +37,7 @@ def test_a_run_s_stage_tracks_exactly_what_the_pipeline_writes(stage: dict[str, 
     tracked = [*stage["outs"], *stage["metrics"], *stage["plots"]]
     assert (set(tracked), len(tracked)) == (written, len(written))
     assert BenchmarkSettings(method="inca").key == "clinc150/inca/seed_0"
+    assert BenchmarkSettings(method="inca", ask="validation").key == "clinc150-validation/inca/seed_0"
 
 
 def test_there_is_a_run_of_every_method(stage: dict[str, Any]) -> None:

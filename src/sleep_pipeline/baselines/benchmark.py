@@ -13,13 +13,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sleep_pipeline.evaluation.tasks import class_stream, declared, fewer_questions, load_task
+from sleep_pipeline.evaluation.tasks import (
+    asked_on_validation,
+    class_stream,
+    declared,
+    fewer_questions,
+    load_task,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from sleep_pipeline.baselines.settings import BenchmarkSettings
-    from sleep_pipeline.evaluation.tasks import ClassStream, Quarantined
+    from sleep_pipeline.evaluation.tasks import ClassStream, LabelledData, Quarantined
 
 Record = dict[str, Any]
 Curve = list[tuple[int, float]]
@@ -37,9 +43,16 @@ def open_stream(settings: BenchmarkSettings, raw_folder: Path) -> tuple[ClassStr
     """
     source: Path | str = (settings.folder or "") if settings.hub else raw_folder / (settings.folder or settings.task)
     data = load_task(declared(settings.task), source, settings.hub)
+    return stream_of(settings, data), data.quarantined
+
+
+def stream_of(settings: BenchmarkSettings, data: LabelledData) -> ClassStream:
+    """The data as the settings have them asked and dealt."""
+    if settings.ask == "validation":
+        data = asked_on_validation(data)
     if settings.test_rows_per_class is not None:
         data = fewer_questions(data, settings.test_rows_per_class)
-    return class_stream(data, settings.seed, settings.tasks, settings.classes), data.quarantined
+    return class_stream(data, settings.seed, settings.tasks, settings.classes)
 
 
 def run_benchmark(

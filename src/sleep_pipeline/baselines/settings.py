@@ -23,6 +23,7 @@ class BenchmarkSettings(BaseModel):
         seed: of the class order and of everything that the method draws.
         tasks: parts of the stream; None as declared.
         classes: of a part; None as declared.
+        ask: the `test` rows; or, to choose settings by, those for `validation` (see `asked_on_validation`).
         test_rows_per_class: questions a class at most, the same for all methods and seeds; None asks all.
         threads: CPU threads; None as the machine's settings say.
         precision: of seeding and fine-tuning; None as `settings.seeding.optimizer` says. What learns by day does so in
@@ -41,6 +42,7 @@ class BenchmarkSettings(BaseModel):
     seed: NonNegativeInt = 0
     tasks: PositiveInt | None = None
     classes: PositiveInt | None = None
+    ask: Literal["test", "validation"] = "test"
     test_rows_per_class: PositiveInt | None = None
     threads: PositiveInt | None = None
     precision: Literal["bf16", "fp32"] | None = None
@@ -70,6 +72,7 @@ class BenchmarkSettings(BaseModel):
 
     @property
     def key(self) -> str:
-        """Names the run among those of other tasks, methods, variants and seeds."""
+        """Names the run among those of other tasks, questions, methods, variants and seeds."""
+        asked = "-validation" if self.ask == "validation" else ""
         variant = f"-{self.variant}" if self.variant else ""
-        return f"{self.task}/{self.method}{variant}/seed_{self.seed}"
+        return f"{self.task}{asked}/{self.method}{variant}/seed_{self.seed}"

@@ -6,6 +6,7 @@ from sleep_pipeline.evaluation.tasks import (
     Example,
     LabelledData,
     TaskError,
+    asked_on_validation,
     class_stream,
     declared,
     fewer_questions,
@@ -92,3 +93,23 @@ def test_fewer_questions_are_as_many_of_each_class_and_the_same_every_time() -> 
     assert fewer_questions(data, 2) == fewer
     assert fewer.train == data.train
     assert fewer_questions(data, 9) == data
+
+
+def test_published_validation_rows_are_asked_in_place_of_test_rows() -> None:
+    published = tuple(Example(f"is it {label}", label) for label in made_up().labels)
+    asked = asked_on_validation(replace(made_up(), validation=published))
+    assert asked.test == published
+    assert asked.train == made_up().train
+
+
+def test_without_validation_rows_a_tenth_of_each_class_is_held_out_of_training() -> None:
+    data = made_up(shots=20)
+    asked = asked_on_validation(data)
+    assert [sum(one.label == label for one in asked.test) for label in data.labels] == [2] * 6
+    assert sorted(one.text for one in (*asked.train, *asked.test)) == sorted(one.text for one in data.train)
+    assert asked_on_validation(data) == asked
+
+
+def test_where_nothing_can_be_held_out_the_test_rows_must_be_asked() -> None:
+    with pytest.raises(TaskError, match="no class has a second training row to hold out: ask test"):
+        asked_on_validation(made_up(shots=1))

@@ -9,7 +9,13 @@ from sleep_pipeline.evaluation.tasks.data import Example, LabelledData, Quaranti
 from sleep_pipeline.evaluation.tasks.declaration import TaskDeclaration, declared, task_names
 from sleep_pipeline.evaluation.tasks.labels import in_words
 from sleep_pipeline.evaluation.tasks.loading import load_task
-from sleep_pipeline.evaluation.tasks.streams import ClassStream, ClassTask, class_stream, fewer_questions
+from sleep_pipeline.evaluation.tasks.streams import (
+    ClassStream,
+    ClassTask,
+    asked_on_validation,
+    class_stream,
+    fewer_questions,
+)
 
 __all__ = [
     "ClassStream",
@@ -19,6 +25,7 @@ __all__ = [
     "Quarantined",
     "TaskDeclaration",
     "TaskError",
+    "asked_on_validation",
     "class_stream",
     "declared",
     "fewer_questions",

@@ -90,6 +90,35 @@ def class_stream(data: LabelledData, seed: int, tasks: int | None = None, classe
     return ClassStream(declaration.name, declaration.version, seed, tuple(dealt), data.out_of_scope)
 
 
+def asked_on_validation(data: LabelledData) -> LabelledData:
+    """The data with the validation rows as its questions, so that settings are chosen without a look at the test rows.
+
+    Where none are published, a tenth of each class's training rows are the questions, the same ones every time, and are
+    not trained on; a class of one row has none.
+
+    Raises:
+        TaskError: no class has a row to spare.
+    """
+    if data.validation:
+        return replace(data, validation=(), test=data.validation)
+    places: dict[str, list[int]] = defaultdict(list)
+    for place, one in enumerate(data.train):
+        places[one.label].append(place)
+    held_out = set()
+    for label, own in places.items():
+        count = min(math.ceil(len(own) / 10), len(own) - 1)
+        held_out.update(random.Random(f"{data.declaration.name}/validation/{label}").sample(own, count))
+    if not held_out:
+        raise TaskError(
+            f"{data.declaration.name} has no validation rows, and no class has a second training row to hold out: "
+            "ask test"
+        )
+    train, questions = (
+        tuple(one for place, one in enumerate(data.train) if (place in held_out) == asked) for asked in (False, True)
+    )
+    return replace(data, train=train, test=questions)
+
+
 def fewer_questions(data: LabelledData, per_class: int) -> LabelledData:
     """The data with at most so many test rows of each class, and as large a share of the out-of-scope texts.
 
