@@ -169,8 +169,11 @@ def test_the_real_server_shows_the_runs(project_root: Path, tmp_path: Path) -> N
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = cli.server_command(f"sqlite:///{tmp_path}/runs.db", "127.0.0.1", port)
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = cli.server_command("127.0.0.1", port)
+    store = {"MLFLOW_BACKEND_STORE_URI": f"sqlite:///{tmp_path}/runs.db"}
+    server = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **store}
+    )
     url = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
     try:
         # However long a busy machine takes: pytest's own time limit ends a server that never answers.

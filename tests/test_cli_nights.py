@@ -171,6 +171,13 @@ def test_rollback_makes_the_previous_champion_live(project: Path, arguments: lis
     assert not (project / "data" / "06_models" / "night.lock").exists()
 
 
+def test_rollback_goes_to_the_base_model_too(project: Path) -> None:
+    result = invoke("rollback", "--to=0", "--yes")
+    assert result.exit_code == 0, result.output
+    assert "night 3 -> the base model" in result.output
+    assert registry_of(project).champion() is None
+
+
 def test_rollback_while_a_night_runs_is_refused(project: Path) -> None:
     with NightLock(project / "data" / "06_models"):
         result = invoke("rollback", "--yes")

@@ -150,6 +150,21 @@ def test_a_night_after_a_rollback_starts_a_branch(registry: NightRegistry) -> No
     assert registry.known_memories() == {"m1", "m3"}
 
 
+def test_a_rollback_goes_to_any_night_that_the_champion_grew_from(registry: NightRegistry) -> None:
+    for number in (1, 2, 3):
+        sleep(registry, number)
+    assert registry.rollback(1) == registry.night(1)
+    assert registry.aliases()["previous_champion"] == 3
+    assert registry.known_memories() == {"m1"}
+    with pytest.raises(RegistryError, match="night 1 did not grow from night 3: roll back to one of the base model"):
+        registry.rollback(3)
+    with pytest.raises(RegistryError, match="night 1 is the champion already"):
+        registry.rollback(1)
+    assert registry.rollback() == registry.night(3), "back to the previous champion"
+    assert registry.rollback(BASE) is None
+    assert registry.known_memories() == frozenset()
+
+
 def test_without_a_previous_champion_there_is_nothing_to_roll_back_to(registry: NightRegistry) -> None:
     registry.register(make_night(registry, 1))
     with pytest.raises(RegistryError, match="names no previous champion"):

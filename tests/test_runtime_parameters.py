@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sleep_pipeline.runtime_parameters import UnknownParameterError, check_names, known_parameter_names
+from sleep_pipeline.runtime_parameters import UnknownParameterError, check_groups, check_names, known_parameter_names
 
 
 def write(path: Path, text: str) -> None:
@@ -70,3 +70,12 @@ def test_unknown_names_inside_a_group_are_refused_by_its_model(toy_project: Call
         pytest.raises(Exception, match="stpes"),
     ):
         session.run()
+
+
+def test_a_misspelt_group_in_a_file_of_an_environment_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "base" / "parameters_evaluation.yml", "evaluation: {match: exact}\n")
+    write(tmp_path / "mine" / "parameters_evaluation.yml", "_limit: 3\nevaluation: {questions: 3}\n")
+    check_groups(tmp_path, "base", "mine")
+    write(tmp_path / "mine" / "parameters_night.yml", "evaluate: {match: contains}\n")
+    with pytest.raises(UnknownParameterError, match=r"'evaluate' in .*parameters_night.yml: did you mean 'evaluation'"):
+        check_groups(tmp_path, "base", "mine")

@@ -89,9 +89,13 @@ def port_is_free(host: str, port: int) -> bool:
     return True
 
 
-def server_command(tracking_uri: str, host: str, port: int) -> list[str]:
-    """Return the command line of an MLflow server over the store at `tracking_uri`."""
-    options = {"--backend-store-uri": tracking_uri, "--host": host, "--port": str(port), "--workers": "1"}
+def server_command(host: str, port: int) -> list[str]:
+    """Return the command line of an MLflow server.
+
+    Its store stands in the environment (`MLFLOW_BACKEND_STORE_URI`): addresses can hold passwords, and everybody on the
+    machine sees command lines.
+    """
+    options = {"--host": host, "--port": str(port), "--workers": "1"}
     return [sys.executable, "-m", "mlflow", "server", *(part for pair in options.items() for part in pair)]
 
 
@@ -111,7 +115,8 @@ def ui(host: str, port: int, env: str | None) -> None:
     open_client(config)
     click.echo(f"http://{host}:{port} shows {config.shown_uri} (it takes about 20 s to come up)")
     try:
-        sys.exit(subprocess.call(server_command(config.tracking_uri, host, port)))
+        store = {"MLFLOW_BACKEND_STORE_URI": config.tracking_uri}
+        sys.exit(subprocess.call(server_command(host, port), env={**os.environ, **store}))
     except KeyboardInterrupt:
         sys.exit(0)
 

@@ -3,6 +3,7 @@
 sleep-pipeline lineage                what grew from what, with scores and decisions
 sleep-pipeline lineage --night 3      what night 3 learned, memory by memory
 sleep-pipeline rollback               the previous champion is live again
+sleep-pipeline rollback --to 3        night 3 is, from which the champion grew; 0 is the base model
 sleep-pipeline rollback --env smoke   the same in the life of another environment
 """
 
@@ -179,11 +180,12 @@ def lineage(night: int | None, as_json: bool, env: str | None, models: Path | No
 
 
 @click.command()
+@click.option("--to", type=click.IntRange(min=0), default=None, help="A night before the champion; 0 is the base.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @environment_option
 @_models
-def rollback(yes: bool, env: str | None, models: Path | None) -> None:
-    """Swap the champion and the previous champion; again swaps them back.
+def rollback(to: int | None, yes: bool, env: str | None, models: Path | None) -> None:
+    """Swap the champion and the previous champion, or go back to any night before; again swaps them back.
 
     What only the old champion knew counts as new and is learned again by the next night.
     """
@@ -193,19 +195,19 @@ def rollback(yes: bool, env: str | None, models: Path | None) -> None:
     project, _, registry = _open(env, models, None)
     try:
         aliases = registry.aliases()
-        if "previous_champion" in aliases:
-            before, after = aliases.get("champion", BASE), aliases["previous_champion"]
-            known = {digest for night in registry.lineage(after) for digest in night.memories}
-            lost = len(registry.known_memories() - known)
-            click.echo(
-                f"{name_of(before)} -> {name_of(after)}; {lost} {'memory' if lost == 1 else 'memories'} will be new."
-            )
-            if not yes:
-                click.confirm("Roll back?", abort=True)
+        before, after = aliases.get("champion", BASE), registry.rollback_target(to)
+        known = {digest for night in registry.lineage(after) for digest in night.memories}
+        lost = len(registry.known_memories() - known)
+        click.echo(
+            f"{printable(registry.folder)}: {name_of(before)} -> {name_of(after)}; "
+            f"{lost} {'memory' if lost == 1 else 'memories'} will be new."
+        )
+        if not yes:
+            click.confirm("Roll back?", abort=True)
         with NightLock(registry.folder):
             if registry.aliases() != aliases:
                 raise click.ClickException("The register changed meanwhile: look at it again, then repeat.")
-            live = registry.rollback()
+            live = registry.rollback(to)
     except (RegistryError, NightLockError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{name_of(live.number if live else BASE)} is live.")

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from sleep_pipeline.run_environment import set_environment
+
 
 def project_root() -> Path:
     """Return the Kedro project around the working directory.
@@ -24,7 +26,11 @@ def project_root() -> Path:
 
 
 def _existing(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
-    """Refuse an environment that has no folder: Kedro would end in a traceback, or never look."""
+    """Refuse an environment that has no folder: Kedro would end in a traceback, or never look.
+
+    Remedies that errors name speak of this environment from here on.
+    """
+    set_environment(value)
     if value is None:
         return None
     conf = project_root() / "conf"

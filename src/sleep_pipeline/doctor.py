@@ -146,4 +146,4 @@ def examine(project: Path, tracking: str) -> Iterator[Finding]:
     yield Finding("tracking", tracking)
     yield from telemetry_findings(project)
     if shutil.which("git") is None:
-        yield Finding("git", "not found", "install git: runs record the commit they used")
+        yield Finding("git", "not found: with git, runs record the commit they used")

@@ -41,7 +41,7 @@ def embedded_path() -> Path:
     return Path(str(resources.files("sleep_pipeline").joinpath("embedded")))
 
 
-def _place_of(name_or_path: str | Path) -> str:
+def place_of(name_or_path: str | Path) -> str:
     """A folder where there is one, below the working directory or the project; else the name as it is."""
     if str(name_or_path) == EMBEDDED:
         return str(embedded_path())
@@ -71,7 +71,7 @@ def load_model(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = load_tokenizer(name_or_path, trust_remote_code=trust_remote_code)
-    name = _place_of(name_or_path)
+    name = place_of(name_or_path)
     _check_folder(name, str(name_or_path), trust_remote_code)
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
@@ -95,7 +95,7 @@ def load_tokenizer(name_or_path: str | Path = EMBEDDED, *, trust_remote_code: bo
     """
     from transformers import AutoTokenizer
 
-    name = _place_of(name_or_path)
+    name = place_of(name_or_path)
     _check_folder(name, str(name_or_path), trust_remote_code)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
@@ -229,7 +229,8 @@ def _check_folder(path: str, asked: str, trust_remote_code: bool) -> None:
 def remote_code(asked: str) -> RemoteCodeError:
     """What to do about a model that brings code."""
     return RemoteCodeError(
-        f"{asked} needs Python code that comes with the model; read that code, then pass trust_remote_code=True"
+        f"{asked} needs Python code that comes with the model; read that code, then pass trust_remote_code=True (in a "
+        "night: machine.trust_remote_code=true)"
     )
 
 
@@ -248,6 +249,11 @@ def explained(error: Exception, asked: str) -> ModelLoadError:
         return remote_code(asked)
     if "safetensors" in text:
         return no_safetensors(asked)
+    if "gated repo" in text or "private repository" in text:
+        return ModelNotFoundError(
+            f"{asked} is open to those alone who were let in: accept its licence on its page on the hub, then log in "
+            "with `hf auth login`, or set HF_TOKEN"
+        )
     return ModelNotFoundError(
         f"{asked} cannot be loaded ({text.splitlines()[0]}); check the name, the network and HF_HUB_OFFLINE, or give "
         "a local folder"

@@ -14,7 +14,7 @@ from kedro.pipeline import Pipeline
 from sleep_pipeline.night_lock import NightLock
 from sleep_pipeline.night_number import check_turn, folder_of, next_number
 from sleep_pipeline.registry import NightRegistry
-from sleep_pipeline.run_environment import set_environment
+from sleep_pipeline.run_environment import environment_option, set_environment
 
 _NIGHT = "params:night"
 _DREAMING = "params:dreaming"
@@ -87,8 +87,8 @@ def check_register(registry: NightRegistry, night: int, named: bool, reporting_f
     if report.exists() and night not in registry.nights():
         raise RegistryError(
             f"{report} says that night {night} is registered, and the register in {registry.folder} does not know it: "
-            "`sleep-pipeline dvc restore` enters what is there, or take the register from a backup; to begin anew, "
-            "delete the life's folders in all layers of data/"
+            f"`sleep-pipeline dvc restore{environment_option()}` enters what is there, or take the register from a "
+            "backup; or begin a new life in another folder (globals: life)"
         )
 
 
@@ -116,7 +116,7 @@ def check_ancestors(registry: NightRegistry, primary_folder: Path, reporting_fol
         if not path.exists():
             raise RegistryError(
                 f"{path} is gone, and every later night is asked and compared by it: fetch it (dvc pull, or a backup), "
-                "or go back to a night before it (sleep-pipeline rollback)"
+                f"or go back to a night before it (sleep-pipeline rollback --to=N{environment_option()})"
             )
 
 

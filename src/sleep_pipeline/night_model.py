@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, f
 from sleep_pipeline.datasets.pretrained import check_files
 from sleep_pipeline.hardware import keep_freed_memory, pick_device
 from sleep_pipeline.language_model import load_model
+from sleep_pipeline.registry import NightRegistry
+from sleep_pipeline.run_environment import environment_option
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -199,12 +201,20 @@ def open_model(
         model = get_peft_model(base, wanted)
         store = ReplayStore(replay.stored_capacity, replay.open_book_capacity)
     else:
-        check_files(checkpoint)
+        check_files(checkpoint, _remedy(checkpoint))
         model = PeftModel.from_pretrained(base, str(checkpoint), is_trainable=True)
         _same_memory(wanted, state_of(model).config, layers, checkpoint)
         store = ReplayStore.load(checkpoint / REPLAY)
         store.resize(replay.stored_capacity, replay.open_book_capacity)
     return NightModel(model.eval(), tokenizer, store)
+
+
+def _remedy(checkpoint: Path) -> str:
+    """What to do about a damaged checkpoint: one that is not registered is made again by the same command."""
+    registry = NightRegistry(checkpoint.parent)
+    if checkpoint.name in {night.checkpoint for night in registry.nights().values()}:
+        return f"restore the folder (dvc checkout), or run `sleep-pipeline rollback{environment_option()}`"
+    return f"delete {checkpoint} and run the same command again, which makes it anew"
 
 
 def _same_memory(wanted: ContinuumMemoryConfig, saved: ContinuumMemoryConfig, layers: int, checkpoint: Path) -> None:

@@ -231,9 +231,9 @@ def _local(model: str) -> tuple[tuple[int, int] | None, int | None]:
     """Layers and width, and bytes of the weights, of a model in a folder; a hub is not asked."""
     from pathlib import Path
 
-    from sleep_pipeline.language_model import EMBEDDED, embedded_path
+    from sleep_pipeline.language_model import place_of
 
-    folder = embedded_path() if model == EMBEDDED else Path(model)
+    folder = Path(place_of(model))
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except OSError:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sleep_pipeline.night_hook import NightRoomError, check_ancestors, check_room
 from sleep_pipeline.night_lock import NightLock
 from sleep_pipeline.night_number import check_turn, folder_of
 from sleep_pipeline.planned_work import Needs, Settings, Work, needs_of, work_of
@@ -154,7 +155,11 @@ def make_plan(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> Plan:
     problems = []
     try:
         check_turn(registry, night)
-    except RegistryError as error:
+        if to_do:
+            check_ancestors(registry, path_of(catalog, "primary_folder"), path_of(catalog, "reporting_folder"))
+            if models.is_dir():
+                check_room(registry)
+    except (RegistryError, NightRoomError) as error:
         problems.append(str(error))
     if "sample_lessons_node" in to_do:
         from sleep_pipeline.evaluation.probes import ProbeError, given_probes

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from sleep_pipeline.run_environment import environment_option
+
 REGISTRY = "registry.json"
 MANIFEST = "manifest.json"
 BASE = 0
@@ -71,7 +73,8 @@ def manifest_digest(folder: Path) -> str:
         return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
     except OSError as error:
         raise RegistryError(
-            f"{folder} holds no complete checkpoint ({error.strerror}): fetch it with `dvc pull` or run its night again"
+            f"{folder} holds no complete checkpoint ({error.strerror}): fetch it with `dvc pull`, or go back with "
+            f"`sleep-pipeline rollback{environment_option()}`"
         ) from error
 
 
@@ -255,20 +258,44 @@ class NightRegistry:
             self._write(together, aliases)
         return sorted(new)
 
-    def rollback(self) -> Night | None:
-        """Swap the champion and the previous champion; return the new champion, None for the base model.
+    def rollback(self, to: int | None = None) -> Night | None:
+        """Make another night the champion, and the champion so far the previous one; None is the base model.
+
+        Args:
+            to: a night that the champion grew from, or `BASE`; by default the previous champion.
 
         Raises:
-            RegistryError: there is no previous champion, or its checkpoint is not what was registered.
+            RegistryError: there is no previous champion, the champion did not grow from that night, or its checkpoint
+                is not what was registered.
         """
         nights, aliases = self._read()
-        if "previous_champion" not in aliases:
-            raise RegistryError(f"{self.path} names no previous champion: there is nothing to roll back to")
-        target = aliases["previous_champion"]
+        target = self.rollback_target(to)
         if target != BASE:
             self.checkpoint(target)
         self._write(nights, {**aliases, "champion": target, "previous_champion": aliases.get("champion", BASE)})
         return nights.get(target)
+
+    def rollback_target(self, to: int | None = None) -> int:
+        """The night that `rollback` would make the champion.
+
+        Raises:
+            RegistryError: see there.
+        """
+        nights, aliases = self._read()
+        if to is None:
+            if "previous_champion" not in aliases:
+                raise RegistryError(f"{self.path} names no previous champion: there is nothing to roll back to")
+            return aliases["previous_champion"]
+        champion = aliases.get("champion", BASE)
+        before = [BASE, *(night.number for night in _ancestry(nights, champion))]
+        if to == champion or to not in before:
+            known = ", ".join(_name(number) for number in before if number != champion)
+            raise RegistryError(
+                f"{_name(champion)} did not grow from {_name(to)}: roll back to one of {known or 'none'}"
+                if to != champion
+                else f"{_name(to)} is the champion already"
+            )
+        return to
 
     def _read(self) -> tuple[dict[int, Night], dict[Alias, int]]:
         try:

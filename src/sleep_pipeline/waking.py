@@ -71,7 +71,7 @@ def load_night(
     Args:
         folder: where the life's nights and `registry.json` lie.
         night: its number; the champion by default.
-        machine: device, dtype and threads; the first GPU if there is one, by default.
+        machine: device, dtype and threads; by default the first GPU if there is one, and the dtype of the nights.
 
     Raises:
         RegistryError: no night is live, the night is unknown, or its checkpoint is missing or another one.
@@ -88,7 +88,7 @@ def load_night(
                 "that holds registry.json, or load the base model with load_model"
             )
         night = champion.number
-    opened = _opened(registry, night, machine or MachineSettings())
+    opened = _opened(registry, night, machine)
     return opened.model, opened.tokenizer
 
 
@@ -120,10 +120,11 @@ def wake_night(registry: NightRegistry, number: int, machine: MachineSettings) -
     return Awake(opened, (Side(f"parent ({label})", before), Side(f"night {number}", nullcontext)))
 
 
-def _opened(registry: NightRegistry, number: int, machine: MachineSettings) -> NightModel:
-    """The network of a night, with the base model and the form of memory that its checkpoint names."""
+def _opened(registry: NightRegistry, number: int, machine: MachineSettings | None) -> NightModel:
+    """The network of a night, with the base model, its dtype and the form of memory that its checkpoint names."""
     checkpoint = registry.checkpoint(number)
     manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    machine = machine or MachineSettings(dtype=manifest["base_model"].get("dtype", "auto"))
     # Before lives could leave layers out, all of them had a memory.
     memory = MemorySettings.model_validate({"starts_at": 0.0, **manifest["memory"]})
     return open_model(manifest["base_model"]["name"], machine, memory, ReplaySettings(), checkpoint)

@@ -75,11 +75,11 @@ def test_a_folder_data_set_makes_its_folder_and_takes_no_data(tmp_path: Path) ->
 def test_a_checkpoint_knows_when_a_file_of_it_is_not_the_one_that_was_saved(dataset: PretrainedDataset) -> None:
     dataset.save(Pretrained((_Part("one"),)))
     folder = dataset.load()
-    check_files(folder)
+    check_files(folder, "mend it")
     written = next(path for path in sorted(folder.iterdir()) if path.name != "manifest.json")
     written.write_text("something else")
-    with pytest.raises(ValueError, match=f"{written.name} has the digest .*rollback"):
-        check_files(folder)
+    with pytest.raises(ValueError, match=f"{written.name} has the digest .*: mend it"):
+        check_files(folder, "mend it")
     written.unlink()
     with pytest.raises(ValueError, match=f"{written.name} is missing"):
-        check_files(folder)
+        check_files(folder, "mend it")

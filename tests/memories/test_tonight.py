@@ -84,3 +84,13 @@ def test_a_beginning_that_was_corrected_is_learned_again_with_what_follows(tmp_p
 def test_a_beginnings_digest_is_that_of_a_memory_that_ends_there(lines: list[str]) -> None:
     wanted = [Content("text", text="\n".join(lines[:end])).digest() for end in range(1, len(lines) + 1)]
     assert list(digests_of_beginnings(lines)) == wanted
+
+
+def test_what_resembles_a_memory_of_an_earlier_night_is_not_learned_on_a_later_one(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Pluco Neayir has a phone with the number 2232.\n", encoding="utf-8")
+    (tmp_path / "b.txt").write_text("Pluco Neayir has a phone with the number 2232!\n", encoding="utf-8")
+    first = read_tonight(tmp_path, CollectSettings(), 1, ())
+    assert [memory.source for memory in first.memories] == [f"{tmp_path.name}/a.txt"]
+    second = read_tonight(tmp_path, CollectSettings(), 2, {memory.digest for memory in first.memories})
+    assert second.memories == ()
+    assert [item.source for item in second.said_twice] == [f"{tmp_path.name}/b.txt"]

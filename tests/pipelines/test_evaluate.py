@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -133,3 +134,31 @@ def test_before_the_first_night_there_is_the_base_model(skills: Any) -> None:
 def test_a_parent_that_does_not_tell_of_the_base_model_is_no_obstacle(skills: Any) -> None:
     earlier = {name: value for name, value in EARLIER.items() if name != "base"}
     assert skills(earlier)["base"] == {"reading": [1, 1, 1, 1], "perplexity": 30.0}
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_a_night_whose_parent_was_rolled_back_meanwhile_is_rejected(tmp_path: Path, passes: bool) -> None:
+    import pandas as pd
+
+    from sleep_pipeline.pipelines.evaluate.nodes import register_night
+    from sleep_pipeline.registry import MANIFEST, NightRegistry
+
+    def enter(number: int, parent: int) -> dict[str, Any]:
+        checkpoint = tmp_path / f"night_{number:03d}"
+        checkpoint.mkdir(exist_ok=True)
+        (checkpoint / MANIFEST).write_text(str(number), encoding="utf-8")
+        memories = pd.DataFrame({"digest": [f"m{number}"]})
+        return register_night(
+            checkpoint, {"promote": passes or number < 3, "checks": []}, {"parent": parent}, memories, number, tmp_path
+        )
+
+    enter(1, 0)
+    enter(2, 1)
+    registry = NightRegistry(tmp_path)
+    registry.rollback()
+    told = enter(3, 2)
+    assert told["status"] == "rejected" and not told["decision"]["promote"]
+    assert "the champion is night 1 now" in told["decision"]["checks"][-1]["reason"]
+    assert registry.known_memories() == {"m1"}
+    assert enter(3, 2) == told, "again changes nothing"
+    assert registry.aliases()["champion"] == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,8 +27,12 @@ def file_digests(folder: Path) -> dict[str, str]:
     return digests
 
 
-def check_files(folder: Path) -> None:
+def check_files(folder: Path, remedy: str) -> None:
     """Make sure that a checkpoint's files are those that its manifest names; one without digests passes.
+
+    Args:
+        folder: of the checkpoint.
+        remedy: what a user does about a damaged one.
 
     Raises:
         ValueError: a file is missing or has changed.
@@ -37,10 +42,7 @@ def check_files(folder: Path) -> None:
     for name, digest in named.items():
         if found.get(name) != digest:
             wrong = f"has the digest {found[name]}, not {digest}" if name in found else "is missing"
-            raise ValueError(
-                f"{folder / name} {wrong}, so this checkpoint is not the one that was saved: restore the folder (dvc "
-                "checkout), or run sleep-pipeline rollback"
-            )
+            raise ValueError(f"{folder / name} {wrong}, so this checkpoint is not the one that was saved: {remedy}")
 
 
 class Saveable(Protocol):
@@ -63,7 +65,8 @@ class PretrainedDataset(AbstractDataset[Pretrained, Path]):
 
     The manifest on disk names the digest of every other file.
 
-    A crash while saving leaves the previous checkpoint, or none, but never half of one.
+    A crash while saving, of the process or of the machine, leaves the previous checkpoint, or none, but never half of
+    one.
 
     Args:
         filepath: the folder, which Kedro resolves against the project.
@@ -87,6 +90,12 @@ class PretrainedDataset(AbstractDataset[Pretrained, Path]):
             part.save_pretrained(str(partial))
         manifest = {**data.manifest, FILES: file_digests(partial)}
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        for path in (*partial.rglob("*"), partial):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
         shutil.rmtree(retired, ignore_errors=True)
         if self._folder.exists():
             self._folder.rename(retired)

@@ -59,10 +59,15 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
+def _passed_over(name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in _PASSED_OVER)
+
+
 def walk(folder: Path, max_depth: int, outside_links: bool) -> Iterator[FileToRead | Rejected]:
     """Every file below a folder that is not passed over, in the order of their names.
 
-    A link to what is in the folder anyway is passed over: it is read where it lies.
+    A link to what is in the folder anyway is passed over: it is read where it lies. What lies in a hidden place is not,
+    so a link to that is followed.
     """
     root = folder.resolve()
     pending: list[tuple[Path, str, int]] = [(folder, printable(folder.name or root.name), 0)]
@@ -75,7 +80,7 @@ def walk(folder: Path, max_depth: int, outside_links: bool) -> Iterator[FileToRe
             continue
         folders: list[tuple[Path, str, int]] = []
         for entry in entries:
-            if any(fnmatchcase(entry.name, pattern) for pattern in _PASSED_OVER):
+            if _passed_over(entry.name):
                 continue
             path, name = Path(entry.path), f"{source}/{printable(entry.name)}"
             if entry.is_symlink():
@@ -113,7 +118,9 @@ def _link_problem(path: Path, root: Path, outside_links: bool) -> str | None:
     except (OSError, RuntimeError):
         return "the link leads nowhere or in a circle; delete it"
     if target == root or root in target.parents:
-        return None
+        # What lies in a hidden place is passed over there, so it is read through the link.
+        hidden = any(_passed_over(part) for part in target.relative_to(root).parts)
+        return "" if hidden else None
     if outside_links and root not in target.parents and target not in root.parents:
         return ""
     return "the link leaves the folder; put the file itself here, or set outside_links"

@@ -101,12 +101,13 @@ def read_tonight(folder: Path, settings: CollectSettings, night: int, known: Col
     reading = read_folder(folder, settings)
     new = new_memories(reading, known)
     fresh = [without_learned(memory, known) for memory in new if day_of(memory.source) <= night]
-    unique = drop_near_duplicates(fresh, settings.duplicates)
+    learned = [memory for memory in reading.memories if memory.digest in known]
+    unique = drop_near_duplicates(fresh, settings.duplicates, learned)
     return Tonight(
         memories=unique.memories,
         refused=tuple(item for item in reading.rejected if day_of(item.source) <= night),
         said_twice=tuple(item for item in (*reading.duplicates, *unique.duplicates) if day_of(item.source) <= night),
         reading=reading,
-        learned=len(reading.memories) - len(new),
+        learned=len(learned),
         waiting=tuple(dict.fromkeys(memory.source for memory in new if day_of(memory.source) > night)),
     )

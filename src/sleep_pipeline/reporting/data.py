@@ -75,6 +75,7 @@ class Memories:
         masked: memories in which something private was blanked out.
         quarantined: reason -> how many were left out for it.
         kinds: kind -> how many of those that were learned.
+        unlearnable: places of texts of which the teacher could write nothing that it stood by.
     """
 
     read: int = 0
@@ -82,6 +83,7 @@ class Memories:
     masked: int = 0
     quarantined: Mapping[str, int] = field(default_factory=dict)
     kinds: Mapping[str, int] = field(default_factory=dict)
+    unlearnable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

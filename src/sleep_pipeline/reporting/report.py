@@ -261,7 +261,12 @@ def _memories(report: NightReport) -> Html:
         [reason, str(count)] for reason, count in sorted(memories.quarantined.items(), key=lambda item: -item[1])
     ]
     why = table(["Left out because", "Memories"], reasons, class_="plain", numbers=(1,)) if reasons else None
-    return _section("Memories", element("p", words), why)
+    nothing = _folded(
+        [[place] for place in memories.unlearnable],
+        lambda part: table(["Nothing could be learned of"], part, class_="plain"),
+        "texts",
+    )
+    return _section("Memories", element("p", words), why, nothing if memories.unlearnable else None)
 
 
 def _time(report: NightReport) -> Html | None:

@@ -301,12 +301,16 @@ def register_night(
     night: int,
     models_folder: Path,
 ) -> dict[str, Any]:
-    """Enter the night into the register, and promote or reject it. Doing so again changes nothing."""
+    """Enter the night into the register, and promote or reject it. Doing so again changes nothing.
+
+    A night that grew from another one than the present champion, since somebody rolled back meanwhile, is rejected, and
+    its memories are new for the next one.
+    """
     import shutil
     from dataclasses import asdict
     from datetime import UTC, datetime
 
-    from sleep_pipeline.registry import Night, NightRegistry, manifest_digest
+    from sleep_pipeline.registry import BASE, Night, NightRegistry, manifest_digest
 
     registry = NightRegistry(models_folder)
     scores = {
@@ -314,6 +318,9 @@ def register_night(
         for name in ("recall", "open_book", "relative_recall", "forgetting", "accuracy", "reading", "perplexity")
     }
     known = registry.nights().get(night)
+    live = [BASE, *(each.number for each in registry.lineage())]
+    if night not in live and metrics["parent"] != live[-1]:
+        decision = _overtaken(decision, night, metrics["parent"], live[-1])
     registry.register(
         Night(
             number=night,
@@ -336,6 +343,22 @@ def register_night(
     return asdict(registry.night(night)) | {"aliases": registry.aliases()}
 
 
+def _overtaken(decision: dict[str, Any], night: int, parent: int, champion: int) -> dict[str, Any]:
+    """The decision on a night whose parent is the champion no more."""
+    from dataclasses import replace
+
+    from sleep_pipeline.evaluation.gate import Check, Decision
+
+    found = Decision.from_json(decision)
+    reason = (
+        f"night {night} grew from night {parent}, and the champion is night {champion} now (0 is the base model): it "
+        "would bring back what was rolled back, so its memories are learned again by the next night"
+    )
+    logger.warning("%s", reason)
+    check = Check("champion", None, None, "as when the night began", False, reason)
+    return replace(found, promote=False, checks=(*found.checks, check)).to_json()
+
+
 def write_report(
     registered: dict[str, Any],
     metrics: dict[str, Any],
@@ -345,6 +368,7 @@ def write_report(
     quarantine: Table,
     collect_summary: dict[str, Any],
     dreams: Table,
+    seed_summary: dict[str, Any],
     dream_summary: dict[str, Any],
     night_model: Path,
     model: str,
@@ -372,7 +396,7 @@ def write_report(
         parent=parent,
         time=registered["time"],
         model=model,
-        decision=Decision.from_json(decision),
+        decision=Decision.from_json(registered["decision"]),
         retention=Retention.from_json(retention),
         command=command,
         git_commit=commit,
@@ -390,6 +414,7 @@ def write_report(
             masked=collect_summary["masked"],
             quarantined=dict(Counter(str(reason) for reason in quarantine["reason"])),
             kinds=collect_summary["kinds"],
+            unlearnable=tuple(seed_summary.get("unlearnable", ())),
         ),
         phases=seconds,
     )

@@ -58,6 +58,7 @@ def create_pipeline(**_: Any) -> Pipeline:
                     "quarantine",
                     "collect_summary",
                     "dreams",
+                    "seed_summary",
                     "dream_summary",
                     "night_model",
                     "params:model",

@@ -93,7 +93,7 @@ def refine_expert(
         "kind": "memory after a night",
         "night": night,
         "parent": parent,
-        "base_model": {"name": model, "digest": state.config.base_digest},
+        "base_model": {"name": model, "digest": state.config.base_digest, "dtype": machine.dtype},
         "slot": slot,
         "memory": memory.model_dump(mode="json"),
         "settings": {"seeding": seeding.model_dump(mode="json", by_alias=True), "random_seed": random_seed},

@@ -44,7 +44,8 @@ def parent_checkpoint(models_folder: Path, night: int) -> Path | None:
     if night in registry.nights():
         raise RegistryError(
             f"night {night} is registered, and what stands on it would lose its ground if it were lived again: run its "
-            f"memories as night {registry.next_night()}, after `sleep-pipeline rollback` if it was promoted"
+            f"memories as night {registry.next_night()}, after `sleep-pipeline rollback{environment_option()}` if it "
+            "was promoted"
         )
     champion = registry.champion()
     return None if champion is None else registry.checkpoint(champion.number)
@@ -139,6 +140,15 @@ def sample_lessons(
         "validation_share": checked.success_share,
         "base_digest": state_of(opened.model).config.base_digest,
     }
+    if nothing := summary["unlearnable"]:
+        logger.warning(
+            "nothing could be learned of %d of %d texts (%s%s): what the teacher wrote about them was cut off, not in "
+            "the form asked for, or not what it says when asked again",
+            len(nothing),
+            len(read),
+            ", ".join(nothing[:3]),
+            ", ..." if len(nothing) > 3 else "",
+        )
     night_sink().log_metrics({"night/probes_unmatched": len(unmatched)}, step=night)
     return samples, {"tonight": tonight, "open_book": gathered.open_book}, frame, summary
 
