@@ -15,7 +15,7 @@ out.
     refining_alone      as `dreaming`, with the night's lessons alone in refining
     random_rewards      as many dreams are learned, drawn from those that were tried
     no_selection        as many dreams are tried, drawn from all
-    no_random_expert    nothing but the model's own experts takes part in dreaming
+    no_random_expert    the one earlier expert is not opened wide while dreaming, which is what a random one is here
     rest_em             the dreamer gets better in 3 rounds first
 
 Arms but the first two start from the same seeded expert. Figures are means over the questions of all seeds with 95 %
@@ -28,6 +28,7 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -38,7 +39,8 @@ from typing import Any
 import torch
 from peft import get_peft_model
 
-from retention import Day, ask, live, memory, merged
+from _results import locked
+from retention import MEMORY, Day, ask, live, memory, merged
 from sleep_pipeline import load_model
 from sleep_pipeline.dreaming.dreamer import dream_and_improve, new_dreamer
 from sleep_pipeline.dreaming.night import DreamReport, dream_night
@@ -49,6 +51,8 @@ from sleep_pipeline.evaluation.statistics import mean_interval, paired_differenc
 from sleep_pipeline.hardware import keep_freed_memory
 from sleep_pipeline.memories.contexts import is_held_out, plain_question
 from sleep_pipeline.memory import CONTEXT, base_view, consolidation
+from sleep_pipeline.memory.digest import base_digest
+from sleep_pipeline.registry import write_atomically
 from sleep_pipeline.seeding.lessons import Lesson, read_beliefs
 from sleep_pipeline.seeding.night import NightData, gather, learn, seed_night
 from sleep_pipeline.seeding.replay import ReplayStore
@@ -280,31 +284,45 @@ def main() -> None:
         "seeding": seeding.model_dump(by_alias=True, mode="json"),
         "dreaming": dreaming.model_dump(mode="json"),
         "refining": refining.model_dump(mode="json"),
+        "memory": MEMORY.model_dump(mode="json"),
+        "model": base_digest(load_model()[0]),
         "interval": "95 % percentile bootstrap over the questions of all seeds, unless the unit says otherwise",
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "torch": torch.__version__,
     }
-    runs: dict[str, dict[str, Outcome]] = {}
-    if arguments.json is not None and arguments.json.exists():
-        record = json.loads(arguments.json.read_text(encoding="utf-8"))
-        if {**record["protocol"], "threads": 0} != json.loads(json.dumps({**protocol, "threads": 0})):
-            parser.error(f"{arguments.json} holds runs of another protocol; write to another file, or delete that one")
-        runs = {s: {arm: Outcome(**o) for arm, o in outcomes.items()} for s, outcomes in record["runs"].items()}
+    runs = read(arguments.json, protocol) if arguments.json else {}
     for seed in seeds:
         if set(arms) <= set(runs.get(seed, {})):
             continue
         print(f"seed {seed}", flush=True)
         night = Night(int(seed), documents, seeding, dreaming, refining)
-        runs[seed] = night.lived(arms, lambda told: print(told, flush=True))
-        if arguments.json:
-            arguments.json.parent.mkdir(parents=True, exist_ok=True)
-            told = {s: {arm: vars(outcome) for arm, outcome in outcomes.items()} for s, outcomes in runs.items()}
-            record = {"figures": figures(runs), "protocol": protocol, "runs": told}
-            arguments.json.write_text(json.dumps(record, separators=(",", ":")) + "\n", encoding="utf-8")
+        lived = night.lived(arms, lambda told: print(told, flush=True))
+        with nullcontext() if arguments.json is None else locked(arguments.json):
+            # Others may have written meanwhile.
+            present = read(arguments.json, protocol) if arguments.json else runs
+            runs = {**present, seed: {**present.get(seed, {}), **lived}}
+            if arguments.json:
+                told = {s: {arm: vars(outcome) for arm, outcome in outcomes.items()} for s, outcomes in runs.items()}
+                record = {"figures": figures(runs), "protocol": protocol, "runs": told}
+                write_atomically(arguments.json, json.dumps(record, separators=(",", ":")) + "\n")
     for name, figure in figures(runs).items():
         low, high = figure["interval"]
         print(f"{name}: {figure['value']:.3f} [{low:.3f}, {high:.3f}] {figure['unit']}")
+
+
+def read(path: Path, protocol: dict[str, Any]) -> dict[str, dict[str, Outcome]]:
+    """The runs that stand in a file, by seed and arm.
+
+    Raises:
+        SystemExit: they were made by another protocol.
+    """
+    if not path.exists():
+        return {}
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if {**record["protocol"], "threads": 0} != json.loads(json.dumps({**protocol, "threads": 0})):
+        sys.exit(f"{path} holds runs of another protocol; write to another file, or delete that one")
+    return {s: {arm: Outcome(**o) for arm, o in outcomes.items()} for s, outcomes in record["runs"].items()}
 
 
 if __name__ == "__main__":

@@ -185,7 +185,7 @@ METHODS: dict[str, Maker] = {
     "router_sigmoid": sleeping(router="sigmoid"),
 }
 JOINT = [name for name in METHODS if name.startswith("joint")]
-RIVALS = [name for name in METHODS if name.startswith(("documents", "samples", "distillation"))] + JOINT
+RIVALS = [name for name in METHODS if name.startswith(("documents", "samples", "distillation", "no_expansion"))] + JOINT
 
 
 @dataclass(frozen=True)
@@ -379,6 +379,7 @@ def main() -> None:
         "facts": FACTS,
         "interval": "least and greatest of the seeds",
         "settings": settings.model_dump(by_alias=True, mode="json"),
+        "memory": MEMORY.model_dump(mode="json"),
         "model": base_digest(load_model()[0]),
         "threads": torch.get_num_threads(),
         "machine": torch.cuda.get_device_name() if arguments.device.startswith("cuda") else platform.machine(),
@@ -417,7 +418,7 @@ def earlier(path: Path | None, protocol: dict[str, Any]) -> dict[str, dict[str, 
     # Settings that have come since were at their defaults.
     settings = SeedingSettings.model_validate(record["protocol"]["settings"])
     record["protocol"]["settings"] = settings.model_dump(by_alias=True, mode="json")
-    what = ("nights", "documents", "facts", "settings", "model")
+    what = ("nights", "documents", "facts", "settings", "memory", "model")
     other = [name for name in what if record["protocol"].get(name) != json.loads(json.dumps(protocol[name]))]
     if other:
         sys.exit(f"{path} holds lives of other {', '.join(other)}; write to another file, or delete that one")

@@ -13,7 +13,9 @@ from sleep_pipeline.seeding.night import NightData
 from sleep_pipeline.seeding.settings import SeedingSettings
 from sleep_pipeline.seeding.teacher import TeacherData
 
-NO_TEACHER = CachedTeacher(torch.zeros(0, 1), torch.zeros(0, 1), torch.zeros(0))
+DOUBTFUL = CachedTeacher(
+    torch.tensor([[5, 7, 6]]), torch.log(torch.tensor([[0.5, 0.3, 0.1]])), torch.log(torch.tensor([0.1]))
+)
 
 
 def settings(experts: bool = False) -> SeedingSettings:
@@ -35,7 +37,7 @@ def read(tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> list[torch.Ten
     def gather(model: Any, *_: Any) -> NightData:
         with torch.no_grad():
             logits.append(model(torch.tensor([ids])).logits)
-        return NightData(TeacherData([], [], 0), [certain(Lesson((*ids, 7), len(ids), NO_TEACHER))], [], {})
+        return NightData(TeacherData([], [], 0), [certain(Lesson((*ids, 7), len(ids), DOUBTFUL))], [], {})
 
     monkeypatch.setattr(finetuning, "gather", gather)
     return logits
@@ -76,3 +78,14 @@ def test_documents_take_fewer_rows_than_questions_so_that_tokens_are_equal(
     learner.learn(["the river is long " * 8], 1)
     ((rows, tokens),) = taught
     assert rows == max(1, round(4 * finetuning.QUESTION_TOKENS / tokens)) < 4
+
+
+def test_a_certain_teacher_keeps_its_width_and_what_it_reads() -> None:
+    lesson = Lesson((1, 2, 7), 2, DOUBTFUL, teacher_prompt=(3, 4))
+    sure = certain(lesson)
+    assert sure.teacher.tokens_NK.tolist() == [[7, 5, 6]]
+    assert sure.teacher.log_probs_NK.exp().tolist() == [[1.0, 0.0, 0.0]]
+    assert sure.teacher.tail_N.exp().tolist() == [0.0]
+    assert sure.teacher_prompt == (3, 4)
+    outside = certain(Lesson((1, 2, 9), 2, DOUBTFUL))
+    assert outside.teacher.tokens_NK.tolist() == [[9, 5, 7]]

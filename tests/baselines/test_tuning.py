@@ -8,15 +8,13 @@ import torch
 from made_up_streams import stream
 
 from sleep_pipeline.baselines.ewc import ewc
-from sleep_pipeline.baselines.finetuning import Anchor, certain
+from sleep_pipeline.baselines.finetuning import Anchor, certain_lesson
 from sleep_pipeline.baselines.joint import Joint
 from sleep_pipeline.baselines.replay import replay
 from sleep_pipeline.baselines.running import run_stream
 from sleep_pipeline.baselines.sft import sft
 from sleep_pipeline.baselines.tuning import labelled_lesson
 from sleep_pipeline.evaluation.tasks import Example
-from sleep_pipeline.seeding.divergences import CachedTeacher
-from sleep_pipeline.seeding.lessons import Lesson
 from sleep_pipeline.seeding.settings import SeedingSettings
 
 SETTINGS = SeedingSettings.model_validate(
@@ -26,7 +24,6 @@ SETTINGS = SeedingSettings.model_validate(
         "optimizer": {"steps": 60, "learning_rate": 1e-2, "precision": "fp32"},
     }
 )
-NO_TEACHER = CachedTeacher(torch.zeros(0, 1), torch.zeros(0, 1), torch.zeros(0))
 
 
 def test_a_lesson_teaches_the_label_and_nothing_before_it(answering: Any) -> None:
@@ -97,7 +94,7 @@ def test_every_night_s_importance_weighs_as_much_and_their_sum_stays_bounded(tin
 def test_the_importance_is_that_of_the_model_s_own_answers(tiny_model: Any, answering: Any) -> None:
     anchor = Anchor(tiny_model.requires_grad_(True), weight=1.0)
     asked = tuple(answering.tokenizer("where is the river")["input_ids"])
-    one, other = (certain(Lesson((*asked, token), len(asked), NO_TEACHER)) for token in (7, 11))
+    one, other = (certain_lesson((*asked, token), len(asked)) for token in (7, 11))
     for part, same in zip(anchor.information([one], 0, 3), anchor.information([other], 0, 3), strict=True):
         torch.testing.assert_close(part, same)
     # Over many draws it is the mean of the squared gradients under the model's belief.

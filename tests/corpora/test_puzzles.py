@@ -26,3 +26,13 @@ def test_half_of_the_training_tasks_have_sentences_of_their_own() -> None:
         text = example.messages[0]["content"]
         strange += len(strange_words & set(text.split())) > 6
     assert 60 < strange < 140
+
+
+def test_no_sum_of_the_test_split_is_one_of_training() -> None:
+    rng = random.Random(0)
+    asked = {
+        split: {puzzles.arithmetic(rng, split).prompt[-1]["content"] for _ in range(4000)}
+        for split in ("train", "test")
+    }
+    assert len(asked["test"]) > 3000
+    assert not asked["train"] & asked["test"]

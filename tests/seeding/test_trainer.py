@@ -391,6 +391,14 @@ def test_settled_steps_share_their_rows_evenly_among_the_nights(
             assert (len(rows["tonight"]), len(rows["stored"])) == wanted
 
 
+def test_without_replay_the_settled_steps_replay_nothing(tiny_tokenizer: Any) -> None:
+    given = settings(on_policy=0.0, replay={"stored_rows": 0, "settled_share": 1.0})
+    trainer = trainer_of(
+        asleep(), tiny_tokenizer, settings=given, replayed=without_context(lessons(20, first=20)), earlier=3
+    )
+    assert not trainer._off_policy()["stored"]
+
+
 def test_tonight_keeps_a_tenth_of_the_settled_rows_however_many_nights_there_were(tiny_tokenizer: Any) -> None:
     given = settings(on_policy=0.0, replay={"stored_rows": 32, "settled_share": 1.0})
     replayed = without_context(lessons(20, first=20))

@@ -35,16 +35,33 @@ IMPOSSIBLE = -1e4
 
 
 def certain(lesson: Lesson) -> Lesson:
-    """The same lesson from a teacher that is certain of every token: supervised fine-tuning."""
-    answer = torch.tensor(lesson.ids[lesson.start :])
-    teacher = CachedTeacher(answer[:, None], torch.zeros(len(answer), 1), torch.full((len(answer),), IMPOSSIBLE))
-    return replace(lesson, teacher=teacher, teacher_prompt=())
+    """The same lesson from a teacher that is certain of every token: supervised fine-tuning.
+
+    It keeps as many tokens as before, the others ruled out: lessons of a step are compared over as many tokens as all
+    of their teachers keep.
+    """
+    answer = list(lesson.ids[lesson.start :])
+    width = lesson.teacher.tokens_NK.shape[1]
+    kept = [
+        [said, *(token for token in tokens if token != said)][:width]
+        for said, tokens in zip(answer, lesson.teacher.tokens_NK.tolist(), strict=True)
+    ]
+    log_probs = torch.full((len(answer), width), IMPOSSIBLE)
+    log_probs[:, 0] = 0.0
+    teacher = CachedTeacher(torch.tensor(kept), log_probs, torch.full((len(answer),), IMPOSSIBLE))
+    return replace(lesson, teacher=teacher)
+
+
+def certain_lesson(ids: tuple[int, ...], start: int) -> Lesson:
+    """A lesson of these tokens, from the place `start` on, from a teacher that is certain of each."""
+    said = torch.tensor(ids[start:], dtype=torch.long)[:, None]
+    return Lesson(ids, start, CachedTeacher(said, torch.zeros(said.shape), torch.full((len(said),), IMPOSSIBLE)))
 
 
 def raw_lesson(tokenizer: PreTrainedTokenizerBase, document: str) -> Lesson:
     """A document as text to be continued from its first token on, where conversations have their text."""
     ids = tuple(tokenizer.apply_chat_template([{"role": "system", "content": document}], return_dict=True)["input_ids"])
-    return certain(Lesson(ids, 1, CachedTeacher(torch.zeros(0, 1), torch.zeros(0, 1), torch.zeros(0))))
+    return certain_lesson(ids, 1)
 
 
 class FineTuning:
@@ -81,7 +98,8 @@ class FineTuning:
         if rank is None:
             if data != "documents" and not settings.teacher.experts:
                 self._reader = copy.deepcopy(base).requires_grad_(False).eval()
-            self.model = base.requires_grad_(True)
+            # As memories and adapters are: in half the precision, small steps would change nothing.
+            self.model = base.float().requires_grad_(True)
         else:
             config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
             self.model = get_peft_model(base, config)

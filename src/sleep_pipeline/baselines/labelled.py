@@ -172,7 +172,7 @@ class Answering:
 
     def room(self, model: PreTrainedModel, labels: Sequence[str]) -> int | None:
         """Tokens of a prompt that leave the model's window room for the longest label; None without a limit."""
-        window = getattr(model.config, "max_position_embeddings", None)
+        window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if window is None:
             return None
         longest = max(labels, key=lambda label: len(label.encode()))

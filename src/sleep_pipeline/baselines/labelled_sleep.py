@@ -137,7 +137,11 @@ class LabelledSleep:
         """Teach tonight's expert, and return what it has learned."""
         with teacher_view(self.model):
             lessons = self._lessons(task.train)
-        learn(self.model, self._answering.tokenizer, lessons, self._store, self._settings, own)
+        settings = self._settings
+        if not self._store.nights("stored"):
+            # Nothing can be replayed yet: as the rivals do, the first task takes those rows itself.
+            settings = settings.model_copy(update={"rows": settings.rows + settings.replay.stored_rows})
+        learn(self.model, self._answering.tokenizer, lessons, self._store, settings, own)
         return lessons
 
     @torch.no_grad()

@@ -151,7 +151,7 @@ def _hope(base: PreTrainedModel, answering: Answering, settings: MethodSettings,
     seeding = settings.seeding
     rows = seeding.rows + seeding.replay.stored_rows
     steps = seeding.optimizer.steps
-    memory = settings.memory(fast=True, width=base.config.hidden_size, seed=seed)
+    memory = settings.memory(fast=True, width=base.config.get_text_config().hidden_size, seed=seed)
     return Hope(base, answering, memory, steps, rows, settings.fast_rate, seed)
 
 
@@ -167,7 +167,7 @@ def _sleep(sender: Sender, dreams: bool = False) -> Maker:
             base,
             answering,
             settings.seeding,
-            settings.memory(fast=sender != "context", width=base.config.hidden_size, seed=seed),
+            settings.memory(fast=sender != "context", width=base.config.get_text_config().hidden_size, seed=seed),
             sender,
             embedder=_embedder(base, answering, settings) if own_embedder else None,
             shots=settings.shots,

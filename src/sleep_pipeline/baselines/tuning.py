@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
 from peft import LoraConfig, get_peft_model
 
-from sleep_pipeline.baselines.finetuning import Anchor, certain
+from sleep_pipeline.baselines.finetuning import Anchor, certain_lesson
 from sleep_pipeline.baselines.labelled import Answering, Spent
 from sleep_pipeline.generation.likelihood import encode_reply
-from sleep_pipeline.seeding.divergences import CachedTeacher
 from sleep_pipeline.seeding.lessons import Lesson
 from sleep_pipeline.seeding.night import learn
 from sleep_pipeline.seeding.replay import ReplayStore, nbytes
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
 def labelled_lesson(answering: Answering, example: Example) -> Lesson:
     """An example as supervised fine-tuning learns it: the label after the prompt without other examples."""
     ids, start = encode_reply(answering.tokenizer, answering.taught(example))
-    return certain(Lesson(tuple(ids), start, CachedTeacher(torch.zeros(0, 1), torch.zeros(0, 1), torch.zeros(0))))
+    return certain_lesson(tuple(ids), start)
 
 
 class Tuning:
@@ -63,7 +61,8 @@ class Tuning:
         decay: float = 0.9,
     ) -> None:
         if rank is None:
-            self.model = base.requires_grad_(True)
+            # As memories and adapters are: in half the precision, small steps would change nothing.
+            self.model = base.float().requires_grad_(True)
         else:
             config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
             self.model = get_peft_model(base, config)

@@ -355,15 +355,15 @@ def stories(rng: random.Random, split: Split) -> Example:
 def arithmetic(rng: random.Random, split: Split) -> Example:
     """Add or subtract two numbers below 1000, digit by digit from the right, then state the result.
 
-    Which split a sum belongs to is a function of its two numbers, so no test sum is ever trained on.
+    Which split a sum belongs to is a function of its two numbers as they are asked, so no test sum is ever trained on.
     """
+    minus = rng.random() < 0.5
     while True:
         a, b = rng.randint(0, 999), rng.randint(0, 999)
+        if minus and a < b:
+            a, b = b, a
         if ((a * 31 + b * 17) % 10 < 2) == (split == "test"):
             break
-    minus = rng.random() < 0.5
-    if minus and a < b:
-        a, b = b, a
     steps, carry = [], 0
     for x, y in zip(f"{a:03d}"[::-1], f"{b:03d}"[::-1], strict=True):
         if minus:

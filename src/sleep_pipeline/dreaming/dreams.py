@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sleep_pipeline.dreaming.settings import DreamPrompt, DreamSettings
-from sleep_pipeline.generation.likelihood import encode_reply
+from sleep_pipeline.generation.likelihood import encode_reply, says_as_written
 from sleep_pipeline.generation.sampler import Sampler, SamplingSettings, TransformersSampler
 from sleep_pipeline.memory.blocks import text_config
 from sleep_pipeline.seeding.teacher import Message, read_pairs, same_answer, shares, without_pairs
@@ -128,6 +128,8 @@ def sample_dreams(
         pairs, reason = _learnable(request.prompt, text, settings.unknown, withheld)
         if not reply.ended:
             reason = "cut off"
+        elif not says_as_written(tokenizer, text):
+            reason = "changed by the chat template"
         if reason is None:
             if withheld is not None:
                 text = without_pairs(text, withheld)

@@ -227,7 +227,7 @@ def _read(
         list(tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=True)["input_ids"])
         for prompt in prompts
     ]
-    window = getattr(model.config, "max_position_embeddings", None)
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     longest = max(map(len, encoded), default=0) + max(map(len, replies), default=0)
     if window is not None and longest > window:
         raise ValueError(

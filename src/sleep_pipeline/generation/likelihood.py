@@ -32,8 +32,28 @@ def encode_reply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str
             f"cannot be told from it: {messages[-1]['content']!r}; use a template that only appends"
         )
     start = len(prompt)
-    end = tokenizer.eos_token_id
-    return ids[: ids.index(end, start) + 1] if end in ids[start:] else ids, start
+    if tokenizer.eos_token_id in ids[start:]:
+        ids = ids[: ids.index(tokenizer.eos_token_id, start) + 1]
+    # Some templates close a turn with another mark than the tokenizer's, and blanks or that one behind it.
+    marks = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    end = len(ids)
+    for at in range(len(ids) - 1, start, -1):
+        if ids[at] in marks:
+            end = at + 1
+        elif tokenizer.decode([ids[at]]).strip():
+            break
+    return ids[:end], start
+
+
+def says_as_written(tokenizer: PreTrainedTokenizerBase, answer: str) -> bool:
+    """Whether the chat template leaves an answer as it is; some take marks such as `</think>` for their own."""
+    if "<" not in answer:
+        return True
+    try:
+        encode_reply(tokenizer, [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}])
+    except ValueError:
+        return False
+    return True
 
 
 def reply_log_probs(

@@ -96,7 +96,7 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Convers
 
 def check_window(model: PreTrainedModel, encoded: Sequence[Sequence[int]], max_new_tokens: int) -> None:
     """Raise `ValueError` if a prompt and its reply do not fit into the model's window."""
-    window = getattr(model.config, "max_position_embeddings", None)
+    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     longest = max((len(ids) for ids in encoded), default=0)
     if window is not None and longest + max_new_tokens > window:
         raise ValueError(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
+from sleep_pipeline.generation.likelihood import says_as_written
 from sleep_pipeline.generation.sampler import SamplingSettings, TransformersSampler
 
 if TYPE_CHECKING:
@@ -249,6 +250,9 @@ def _write(
                     useless.append(reply.text)
                 for question, answer in pairs:
                     if not answer:
+                        continue
+                    if not says_as_written(tokenizer, answer):
+                        dropped["changed by the chat template"] += 1
                         continue
                     key = (context, question, _plain(answer))
                     if key in written:

@@ -294,7 +294,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         said = settings.prompts * settings.imitation.group if self.says else 0
         rows, stored = settings.rows, settings.replay.stored_rows
         settled = settings.replay.settled_share * settings.optimizer.steps
-        if settled and self.pools["stored"] and self.state.global_step >= settings.optimizer.steps - settled:
+        if settled and stored and self.pools["stored"] and self.state.global_step >= settings.optimizer.steps - settled:
             rows, stored = _evenly(rows + stored, self.earlier)
         counts = {"tonight": max(0, rows - said), "stored": stored, "open_book": settings.replay.open_book_rows}
         chosen: dict[str, list[Lesson]] = {}

@@ -48,6 +48,7 @@ class LabelledData:
         test: examples to be asked.
         out_of_scope: texts of the test split that belong to no label.
         quarantined: rows that were left out.
+        out_of_scope_validation: texts of the validation split that belong to no label.
     """
 
     declaration: TaskDeclaration
@@ -57,3 +58,4 @@ class LabelledData:
     test: tuple[Example, ...]
     out_of_scope: tuple[str, ...]
     quarantined: tuple[Quarantined, ...]
+    out_of_scope_validation: tuple[str, ...] = ()

@@ -139,13 +139,15 @@ def _labelled(declaration: TaskDeclaration, rows: Mapping[str, Sequence[Row]], s
                 told = f"the label {row.label!r} is not among those of the training rows; correct it or delete the row"
                 quarantined.append(Quarantined(row.file, row.line, told))
     known = {split: [row for row in inside[split] if row.label in words] for split in SPLITS}
-    sizes = {"train": declaration.train_rows, "validation": None, "test": declaration.test_rows}
+    sizes = {"train": declaration.train_rows, "validation": declaration.test_rows, "test": declaration.test_rows}
     drawn = {split: draw(known[split], sizes[split], f"{declaration.name}/{split}") for split in SPLITS}
     train, validation, test = (
         tuple(Example(row.text.strip(), words[row.label]) for row in drawn[split]) for split in SPLITS
     )
-    outside = tuple(row.text.strip() for row in apart["test"])
-    return LabelledData(declaration, tuple(words.values()), train, validation, test, outside, tuple(quarantined))
+    outside, before = (tuple(row.text.strip() for row in apart[split]) for split in ("test", "validation"))
+    return LabelledData(
+        declaration, tuple(words.values()), train, validation, test, outside, tuple(quarantined), before
+    )
 
 
 def _usable(rows: Iterable[Row], quarantined: list[Quarantined]) -> list[Row]:

@@ -94,13 +94,13 @@ def asked_on_validation(data: LabelledData) -> LabelledData:
     """The data with the validation rows as its questions, so that settings are chosen without a look at the test rows.
 
     Where none are published, a tenth of each class's training rows are the questions, the same ones every time, and are
-    not trained on; a class of one row has none.
+    not trained on; a class of one row has none. Texts out of scope are those of the validation rows, too, if any.
 
     Raises:
         TaskError: no class has a row to spare.
     """
     if data.validation:
-        return replace(data, validation=(), test=data.validation)
+        return replace(data, validation=(), test=data.validation, out_of_scope=data.out_of_scope_validation)
     places: dict[str, list[int]] = defaultdict(list)
     for place, one in enumerate(data.train):
         places[one.label].append(place)
@@ -116,7 +116,7 @@ def asked_on_validation(data: LabelledData) -> LabelledData:
     train, questions = (
         tuple(one for place, one in enumerate(data.train) if (place in held_out) == asked) for asked in (False, True)
     )
-    return replace(data, train=train, test=questions)
+    return replace(data, train=train, test=questions, out_of_scope=data.out_of_scope_validation)
 
 
 def fewer_questions(data: LabelledData, per_class: int) -> LabelledData:

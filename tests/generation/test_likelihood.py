@@ -1,0 +1,46 @@
+"""Where a reply ends, with the forms in which published chat templates close a turn."""
+
+import copy
+from typing import Any
+
+import pytest
+
+from sleep_pipeline.generation.likelihood import encode_reply, says_as_written
+
+TURNS = [{"role": "user", "content": "where"}, {"role": "assistant", "content": "the river"}]
+MARK = "<end_of_turn>"
+
+
+def closed_by(tokenizer: Any, end: str, thinks: bool = False) -> Any:
+    """The tokenizer with a template that writes `end` behind a turn, and may take `</think>` for its own."""
+    other = copy.deepcopy(tokenizer)
+    other.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>", MARK]})
+    thought = "{% if '</think>' in m.content %}<|user|>{% endif %}" if thinks else ""
+    other.chat_template = (
+        f"{{% for m in messages %}}{thought}<|{{{{ m.role }}}}|>{{{{ m.content }}}}{end}{{% endfor %}}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    return other
+
+
+@pytest.mark.parametrize(
+    ("behind", "last"), [("E", "E"), ("E\n", "E"), ("M\n", MARK), ("M\nE", MARK), ("M", MARK), ("EM", "E")]
+)
+def test_a_reply_ends_with_the_mark_that_closes_its_turn(tiny_tokenizer: Any, behind: str, last: str) -> None:
+    eos = tiny_tokenizer.eos_token
+    tokenizer = closed_by(tiny_tokenizer, behind.replace("E", eos).replace("M", MARK))
+    ids, start = encode_reply(tokenizer, TURNS)
+    said = tokenizer("the river", add_special_tokens=False)["input_ids"]
+    assert ids[start:] == [*said, tokenizer.convert_tokens_to_ids(last.replace("E", eos))]
+
+
+def test_a_reply_without_a_mark_is_whole(tiny_tokenizer: Any) -> None:
+    ids, start = encode_reply(closed_by(tiny_tokenizer, ""), TURNS)
+    assert ids[start:] == tiny_tokenizer("the river", add_special_tokens=False)["input_ids"]
+
+
+def test_a_template_that_takes_marks_for_its_own_does_not_say_an_answer_as_written(tiny_tokenizer: Any) -> None:
+    tokenizer = closed_by(tiny_tokenizer, MARK, thinks=True)
+    assert says_as_written(tokenizer, "the river")
+    assert says_as_written(tokenizer, "a <b>")
+    assert not says_as_written(tokenizer, "the mark </think>")
