@@ -21,7 +21,7 @@ SETTINGS = SeedingSettings.model_validate(
     {
         "rows": 8,
         "replay": {"stored_rows": 8, "stored_capacity": 6},
-        "optimizer": {"steps": 60, "learning_rate": 1e-2, "precision": "fp32"},
+        "optimizer": {"steps": 60, "learning_rate": 3e-3, "precision": "fp32"},
     }
 )
 

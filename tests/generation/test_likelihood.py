@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sleep_pipeline.generation.likelihood import encode_reply, says_as_written
+from sleep_pipeline.generation.likelihood import around_question, encode_reply, says_as_written
 
 TURNS = [{"role": "user", "content": "where"}, {"role": "assistant", "content": "the river"}]
 MARK = "<end_of_turn>"
@@ -44,3 +44,16 @@ def test_a_template_that_takes_marks_for_its_own_does_not_say_an_answer_as_writt
     assert says_as_written(tokenizer, "the river")
     assert says_as_written(tokenizer, "a <b>")
     assert not says_as_written(tokenizer, "the mark </think>")
+
+
+def test_what_a_template_writes_around_a_question_is_told_from_it(tiny_tokenizer: Any) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = (
+        "today is monday\n{% for m in messages %}{{ m.role }}\n{{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant\n{% endif %}"
+    )
+    before, behind = around_question(tokenizer)
+    question = [{"role": "user", "content": "where is the river"}]
+    ids = list(tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=True)["input_ids"])
+    assert (ids[: len(before)], ids[len(ids) - len(behind) :]) == (before, behind)
+    assert tokenizer.decode(ids[len(before) : len(ids) - len(behind)]).strip() == "where is the river"

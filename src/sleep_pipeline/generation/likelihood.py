@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from sleep_pipeline.generation.modes import evaluating
@@ -43,6 +44,29 @@ def encode_reply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str
         elif tokenizer.decode([ids[at]]).strip():
             break
     return ids[:end], start
+
+
+def around_question(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """What a chat template writes before and behind a question that stands alone, as tokens.
+
+    Roles are words in some templates, which `skip_special_tokens` would leave beside the question.
+    """
+    one, other = (
+        list(
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True, return_dict=True
+            )["input_ids"]
+        )
+        for content in ("apple", "7")
+    )
+    before = _shared(one, other)
+    behind = _shared(one[before:][::-1], other[before:][::-1])
+    return one[:before], one[len(one) - behind :]
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def says_as_written(tokenizer: PreTrainedTokenizerBase, answer: str) -> bool:

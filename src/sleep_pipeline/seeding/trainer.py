@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from sleep_pipeline.generation.likelihood import around_question
 from sleep_pipeline.generation.sampler import SamplingSettings, TransformersSampler
 from sleep_pipeline.hardware import hand_back_memory
 from sleep_pipeline.memory import base_view, state_of, teacher_view, trace_routing
@@ -152,6 +153,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         arguments._n_gpu = min(arguments.n_gpu, 1)
         self.run = run_digest(seed, settings, self.pools, model)
         self._end = _silent_ids(processing_class)
+        self._around = around_question(processing_class)
         self._caches = getattr(model.config, "use_cache", None)
         super().__init__(
             model=model,
@@ -282,10 +284,14 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         """The columns that an imitation reward needs."""
         rest = [token for token in lesson.ids[lesson.start + cut :] if token not in self._end]
         decode = self.processing_class.decode
+        asked = list(lesson.ids[: lesson.start])
+        before, behind = self._around
+        if asked[: len(before)] == before and asked[len(asked) - len(behind) :] == behind:
+            asked = asked[len(before) : len(asked) - len(behind)]
         return {
             "reference_ids": rest,
             "reference": decode(rest),
-            "question": decode(lesson.ids[: lesson.start], skip_special_tokens=True),
+            "question": decode(asked, skip_special_tokens=True),
         }
 
     def _off_policy(self) -> dict[str, list[Lesson]]:
