@@ -127,6 +127,7 @@ def sample_lessons(
     own_words = samples[[plain_question(question) not in asked for question in samples["question"]]]
     probes = given + _held_out(own_words, texts, evaluation)
     frame = _asked(opened, probes, evaluation)
+    nothing = [read[index].source for index in gathered.data.unlearnable]
     summary = {
         "samples": len(samples),
         "lessons": len(tonight),
@@ -135,12 +136,12 @@ def sample_lessons(
         "probes_unmatched": len(unmatched),
         "unmatched": unmatched,
         "dropped": {**gathered.data.dropped, "fails validation": len(checked.bad)},
-        "unlearnable": [read[index].source for index in gathered.data.unlearnable],
+        "unlearnable": nothing,
         "seconds": gathered.seconds,
         "validation_share": checked.success_share,
         "base_digest": state_of(opened.model).config.base_digest,
     }
-    if nothing := summary["unlearnable"]:
+    if nothing:
         logger.warning(
             "nothing could be learned of %d of %d texts (%s%s): what the teacher wrote about them was cut off, not in "
             "the form asked for, or not what it says when asked again",
