@@ -12,8 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, f
 from sleep_pipeline.datasets.pretrained import check_files
 from sleep_pipeline.hardware import keep_freed_memory, pick_device
 from sleep_pipeline.language_model import load_model
-from sleep_pipeline.registry import NightRegistry
-from sleep_pipeline.run_environment import environment_option
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -211,6 +209,9 @@ def open_model(
 
 def _remedy(checkpoint: Path) -> str:
     """What to do about a damaged checkpoint: one that is not registered is made again by the same command."""
+    from sleep_pipeline.registry import NightRegistry
+    from sleep_pipeline.run_environment import environment_option
+
     registry = NightRegistry(checkpoint.parent)
     if checkpoint.name in {night.checkpoint for night in registry.nights().values()}:
         return f"restore the folder (dvc checkout), or run `sleep-pipeline rollback{environment_option()}`"

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sleep_pipeline.generation.likelihood import around_question, encode_reply, says_as_written
+from sleep_pipeline.generation.likelihood import encode_reply, question_reader, says_as_written
 
 TURNS = [{"role": "user", "content": "where"}, {"role": "assistant", "content": "the river"}]
 MARK = "<end_of_turn>"
@@ -52,8 +52,9 @@ def test_what_a_template_writes_around_a_question_is_told_from_it(tiny_tokenizer
         "today is monday\n{% for m in messages %}{{ m.role }}\n{{ m.content }}\n{% endfor %}"
         "{% if add_generation_prompt %}assistant\n{% endif %}"
     )
-    before, behind = around_question(tokenizer)
+    read = question_reader(tokenizer)
     question = [{"role": "user", "content": "where is the river"}]
     ids = list(tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=True)["input_ids"])
-    assert (ids[: len(before)], ids[len(ids) - len(behind) :]) == (before, behind)
-    assert tokenizer.decode(ids[len(before) : len(ids) - len(behind)]).strip() == "where is the river"
+    assert read(ids).strip() == "where is the river"
+    assert "assistant" in tokenizer.decode(ids, skip_special_tokens=True)
+    assert "river" in read(ids[3:]), "another layout is read whole"

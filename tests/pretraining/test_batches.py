@@ -73,9 +73,8 @@ def test_answers_weigh_one_and_what_is_only_read_weighs_less(batches: PackedBatc
 def test_real_text_is_read_where_there_is_some(tiny_settings: PretrainSettings, tiny_tokenizer: Any) -> None:
     text = "The zebra crossed the quiet river. It was late. Nobody saw where it went. " * 40
     english = English([Corpus("zebra.txt", "", (text,))], "train")
-    read = "".join(
-        tiny_tokenizer.decode(row) for row in PackedBatches(tiny_settings, tiny_tokenizer, english)[0][0]["input_ids"]
-    )
+    batches = PackedBatches(tiny_settings, tiny_tokenizer, english)
+    read = "".join(tiny_tokenizer.decode(row) for at in range(4) for part in batches[at] for row in part["input_ids"])
     assert "zebra" in read
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -46,10 +46,11 @@ def encode_reply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str
     return ids[:end], start
 
 
-def around_question(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """What a chat template writes before and behind a question that stands alone, as tokens.
+def question_reader(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[int]], str]:
+    """Make a function that reads the question out of the tokens of a prompt that holds nothing else.
 
-    Roles are words in some templates, which `skip_special_tokens` would leave beside the question.
+    What the chat template writes around it is left out: roles are words in some templates, which `skip_special_tokens`
+    would keep. A prompt that is laid out otherwise is read whole.
     """
     one, other = (
         list(
@@ -61,7 +62,17 @@ def around_question(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list
     )
     before = _shared(one, other)
     behind = _shared(one[before:][::-1], other[before:][::-1])
-    return one[:before], one[len(one) - behind :]
+    opening, closing = one[:before], one[len(one) - behind :]
+
+    def question(prompt: Sequence[int]) -> str:
+        ids = list(prompt)
+        end = len(ids) - behind
+        if ids[:before] == opening and ids[end:] == closing:
+            ids = ids[before:end]
+        said: str = tokenizer.decode(ids, skip_special_tokens=True)
+        return said
+
+    return question
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:

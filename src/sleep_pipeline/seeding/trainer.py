@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from sleep_pipeline.generation.likelihood import around_question
+from sleep_pipeline.generation.likelihood import question_reader
 from sleep_pipeline.generation.sampler import SamplingSettings, TransformersSampler
 from sleep_pipeline.hardware import hand_back_memory
 from sleep_pipeline.memory import base_view, state_of, teacher_view, trace_routing
@@ -153,7 +153,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         arguments._n_gpu = min(arguments.n_gpu, 1)
         self.run = run_digest(seed, settings, self.pools, model)
         self._end = _silent_ids(processing_class)
-        self._around = around_question(processing_class)
+        self._question = question_reader(processing_class)
         self._caches = getattr(model.config, "use_cache", None)
         super().__init__(
             model=model,
@@ -283,15 +283,10 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
     def _wanted(self, lesson: Lesson, cut: int) -> dict[str, Any]:
         """The columns that an imitation reward needs."""
         rest = [token for token in lesson.ids[lesson.start + cut :] if token not in self._end]
-        decode = self.processing_class.decode
-        asked = list(lesson.ids[: lesson.start])
-        before, behind = self._around
-        if asked[: len(before)] == before and asked[len(asked) - len(behind) :] == behind:
-            asked = asked[len(before) : len(asked) - len(behind)]
         return {
             "reference_ids": rest,
-            "reference": decode(rest),
-            "question": decode(asked, skip_special_tokens=True),
+            "reference": self.processing_class.decode(rest),
+            "question": self._question(lesson.ids[: lesson.start]),
         }
 
     def _off_policy(self) -> dict[str, list[Lesson]]:
