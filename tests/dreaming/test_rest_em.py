@@ -55,9 +55,9 @@ def test_fine_tuning_makes_a_dream_likelier_and_changes_the_adapter_alone(
     before, adapter = others(model), own(dreamer)
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     history = fine_tune(
-        dreamer, tiny_tokenizer, [dreamt("Osk"), dreamt("In Osk")], SETTINGS.model_copy(update={"steps": 120})
+        dreamer, tiny_tokenizer, [dreamt("Osk"), dreamt("In Osk")], SETTINGS.model_copy(update={"steps": 60})
     )
-    assert history[-1] < history[0] - 0.5 and len(history) == 120
+    assert history[-1] < 0.95 * history[0] and len(history) == 60
     assert same(before, others(model)) and not same(adapter, own(dreamer))
     assert flags == {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     assert all(parameter.grad is None for parameter in model.parameters())
