@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -98,6 +99,13 @@ def test_the_dreamers_training_is_told_with_and_without_a_dream_that_helped(
         page = Page(render(changed(dreamer=says, dreams=dreams)))
         assert "Dreams that helped" in page.texts and says in page.texts
     assert "Dreams that helped" not in Page(render(changed(dreams=[]))).texts
+
+
+def test_texts_of_which_nothing_could_be_learned_are_named(report: NightReport) -> None:
+    assert "Nothing could be learned of" not in Page(render(report)).texts
+    told = replace(report, memories=replace(report.memories, unlearnable=("notes/a.md:3", "notes/b.md:1")))
+    texts = Page(render(told)).texts
+    assert "Nothing could be learned of" in texts and {"notes/a.md:3", "notes/b.md:1"} <= set(texts)
 
 
 def test_nothing_is_loaded_and_nothing_runs(report: NightReport) -> None:
