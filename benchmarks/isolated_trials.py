@@ -127,6 +127,7 @@ def main() -> None:
     """Run, print a table, and write the JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="2 repetitions of 10 steps")
+    parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--model", default="embedded", choices=MODELS)
     parser.add_argument("--device", default="cpu")
@@ -137,7 +138,7 @@ def main() -> None:
     arguments = parser.parse_args()
     apply_defaults()
     torch.set_num_threads(arguments.threads)
-    repetitions, steps = (2, 10) if arguments.quick else (7, 20)
+    repetitions, steps = (2, 10) if arguments.quick else (arguments.repetitions, 20)
     model = base_model(arguments.model, arguments.device)
     settings = TrialSettings(rank=8, steps=steps, memory_budget=int(arguments.memory * 2**30))
     dreams = draw(model.config.vocab_size, DREAMS)
