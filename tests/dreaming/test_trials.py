@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sleep_pipeline.dreaming.rows import Dream, Row, exact_match, side_by_side
 from sleep_pipeline.dreaming.settings import TrialSettings
 from sleep_pipeline.dreaming.stacked_lora import StackedLora, adapters_on, lay_out, stack
-from sleep_pipeline.dreaming.trials import Trial, measure_footprint, run_trials
+from sleep_pipeline.dreaming.trials import Trial, _groups, measure_footprint, run_trials
 from sleep_pipeline.memory import add_beside
 
 SETTINGS = TrialSettings(rank=3, alpha=6.0, lr=0.01, weight_decay=0.1, clip_norm=0.5, steps=20)
@@ -317,6 +317,11 @@ def test_short_dreams_do_not_wait_for_long_ones_when_padding_is_dear() -> None:
     assert sizes(dreams, SETTINGS.model_copy(update={"max_padding": 0.2}), model) == [2, 2]
     assert sizes(dreams, SETTINGS.model_copy(update={"max_padding": 1.0}), model) == [4]
     assert sizes(dreams, SETTINGS.model_copy(update={"max_padding": 1.0, "trials_at_once": 3}), model) == [3, 1]
+    assert sizes(dreams, SETTINGS, model) == [2, 2]
+    # Elsewhere a pass is dearer than padding.
+    settings = SETTINGS.model_copy(update={"trials_at_once": 4})
+    assert len(_groups(model, lay_out(model, 2, 4.0), dreams, range(4), settings)) == 2
+    assert len(_groups(model.to("meta"), lay_out(model, 2, 4.0), dreams, range(4), settings)) == 1
 
 
 def test_targets_limit_the_layers_and_the_head_gets_no_adapter() -> None:

@@ -30,7 +30,8 @@ class TrialSettings(BaseModel):
         memory_budget: bytes that the adapters in training and what their backward pass keeps may take, beside the
             model itself. One trial always runs, even above it.
         max_padding: share of a stack's positions that may be padding before shorter dreams get a stack of their own.
-            Low saves arithmetic (CPU), 1 makes few large stacks (a GPU that waits for launches).
+            Low saves arithmetic, 1 makes few large stacks; None is 0.1 on a CPU and 1 elsewhere, since a GPU waits for
+            launches.
         precision: `model` computes in the dtype of the model; `bf16` under autocast. The adapters and their optimiser
             are kept in float32 or better either way.
         workers: processes that stacks are spread over by Ray (extra `ray`), each with a copy of the model and a memory
@@ -51,7 +52,7 @@ class TrialSettings(BaseModel):
     clip_norm: PositiveFloat | None = 1.0
     trials_at_once: PositiveInt | None = None
     memory_budget: PositiveInt = 2 * 2**30
-    max_padding: float = Field(0.1, ge=0, le=1)
+    max_padding: float | None = Field(None, ge=0, le=1)
     precision: Literal["model", "bf16"] = "model"
     workers: NonNegativeInt = 0
 

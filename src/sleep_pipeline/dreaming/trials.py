@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _UNEVEN = 1.1
 """How many times its share the busiest worker may have before a stack is cut."""
+_CPU_PADDING = 0.1
+"""Share of padding in a stack on a CPU, where arithmetic costs and another pass does not."""
 
 
 class Evaluate(Protocol):
@@ -222,6 +224,9 @@ def _groups(
     if settings.trials_at_once is None:
         longest = max(fit, key=lambda index: dreams[index].longest)
         footprint = measure_footprint(model, layout, dreams[longest], settings)
+    most_padding = settings.max_padding
+    if most_padding is None:
+        most_padding = _CPU_PADDING if next(model.parameters()).device.type == "cpu" else 1.0
     order = sorted(fit, key=lambda index: (len(dreams[index].rows), dreams[index].longest, index))
     groups: list[list[int]] = [[]]
     for index in order:
@@ -231,7 +236,7 @@ def _groups(
         fits = footprint is None or footprint.of(len(grown), positions) <= settings.memory_budget
         few = settings.trials_at_once is None or len(grown) <= settings.trials_at_once
         # Rows of unlike length within one dream pad it whatever stands beside it, so a dream alone always may.
-        if len(grown) == 1 or (fits and few and padding <= settings.max_padding):
+        if len(grown) == 1 or (fits and few and padding <= most_padding):
             groups[-1] = grown
         else:
             groups.append([index])
