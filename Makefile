@@ -56,7 +56,7 @@ format: setup  ## Format the code and fix what can be fixed.
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 
-embedded: setup  ## Train the language model that ships, minutes on a GPU, and put it into the package.
+embedded: setup  ## Train the language model that ships, minutes on a GPU, and put it into the package; needs the text that conf/shipped names.
 	$(BIN)/kedro run --pipelines=pretrain --env=shipped
 	rm -rf src/sleep_pipeline/embedded
 	cp -r data/06_models/pretrain/model src/sleep_pipeline/embedded

@@ -198,6 +198,16 @@ def test_a_night_older_than_the_last_one_is_a_problem(project: Path) -> None:
     assert "night 2 would be refused in the end, since night 4 is registered: run it as night 5" in told
 
 
+def test_a_night_that_the_register_does_not_know_is_a_problem(project: Path) -> None:
+    night(project, 1, 1.0)
+    assert not [told for told in planned("--params=night=1")["problems"] if "registered" in told]
+    report = project / "data/08_reporting/night_001/registered.json"
+    report.touch()
+    (project / "data/06_models/registry.json").unlink()
+    (told,) = planned()["problems"]
+    assert "says that night 1 is registered, and the register in" in told and "dvc restore" in told
+
+
 def test_probes_and_texts_that_cannot_be_read_are_problems(project: Path) -> None:
     probes = project / "data/01_raw/probes"
     probes.mkdir()

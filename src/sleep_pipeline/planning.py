@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sleep_pipeline.night_hook import NightRoomError, check_ancestors, check_room
+from sleep_pipeline.night_hook import NightRoomError, check_ancestors, check_register, check_room
 from sleep_pipeline.night_lock import NightLock
 from sleep_pipeline.night_number import check_turn, folder_of
 from sleep_pipeline.planned_work import Needs, Settings, Work, needs_of, work_of
@@ -154,6 +154,8 @@ def make_plan(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> Plan:
     settings = Settings.of(catalog)
     problems = []
     try:
+        # Whoever asks for a plan may have named the night or not; what was registered must be known either way.
+        check_register(registry, night, True, path_of(catalog, "reporting_folder"))
         check_turn(registry, night)
         if to_do:
             check_ancestors(registry, path_of(catalog, "primary_folder"), path_of(catalog, "reporting_folder"))

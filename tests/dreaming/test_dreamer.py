@@ -238,6 +238,21 @@ def test_with_one_context_to_judge_by_the_rounds_are_skipped_and_the_dreamer_dre
     assert found.report.before == plain.report.before, "the adapter is off in the trials"
     some = dream_and_improve(model, dreamer, tiny_tokenizer, CONTEXTS, PROBES[:1], SETTINGS, seed=3)
     assert "1 of 5 contexts had" in some.skipped
+    assert "1 of 5 contexts had" in some.skipped
+
+
+def test_dreams_compared_with_those_of_other_contexts_need_two_contexts_on_either_side(
+    model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Stage(monkeypatch)
+    dreamer = new_dreamer(model, SETTINGS.rest_em, seed=1)
+    settings = SETTINGS.model_copy(update={"rewards": RewardSettings(seeds=2)})
+    assert settings.rewards.noise == "dreams"
+    for known, skipped in ((3, True), (4, False)):
+        probes = PROBES[:known]
+        found = dream_and_improve(model, dreamer, tiny_tokenizer, CONTEXTS, probes, settings, seed=3)
+        assert bool(found.skipped) is skipped
+        assert not skipped or ("3 of 5 contexts had held-out questions" in found.skipped and "needs 4" in found.skipped)
 
 
 def test_random_experts_and_older_memories_take_part_with_the_dreamer_on(

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import html
 import re
+from dataclasses import replace
 
 from sleep_pipeline.reporting import DreamRow, render_dreams
 
@@ -56,3 +57,5 @@ def test_a_night_without_dreams_gives_a_page() -> None:
 def test_likelihoods_are_shown_in_nats_not_in_per_cent() -> None:
     dream = DreamRow("questions", "context", "text", score=1.0, kept="top", before=-3.25, after=-0.5, reward=1.0)
     assert "-3.25 nats → -0.50 nats" in render_dreams([dream], 1, shares=False)
+    unknown = replace(dream, before=float("nan"))
+    assert "– → -0.50 nats" in render_dreams([unknown], 1, shares=False)

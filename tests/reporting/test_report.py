@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sleep_pipeline.evaluation.gate import GateSettings, decide
 from sleep_pipeline.evaluation.retention import Retention
 from sleep_pipeline.reporting import DreamSample, Example, Memories, NightPoint, NightReport, render
+from sleep_pipeline.reporting.charts import percent
 from sleep_pipeline.reporting.markup import Html, element, join
 
 ATTACK = """<script>alert(1)</script><img src=x onerror="alert(2)">' " & </main></body> javascript:alert(3)"""
@@ -193,6 +194,35 @@ def test_curves_stay_inside_their_frame(changed: Callable[..., NightReport], val
     centres = [(float(x), float(y)) for x, y in re.findall(r'<circle cx="([^"]+)" cy="([^"]+)"', html)]
     assert len(centres) == len(values)
     assert all(0 <= x <= 320 and 0 <= y <= 150 for x, y in centres)
+
+
+def test_without_questions_of_its_own_a_night_claims_nothing_of_the_night_before(report: NightReport) -> None:
+    own, none = Page(render(report)), Page(render(replace(report, night=report.night + 1)))
+    assert "of tonight's 48 questions right without the context" in own.text
+    assert "Recall gained in this night" in own.texts
+    assert "of tonight's" not in none.text and "Recall gained in this night" not in none.texts
+    assert "Nothing was asked about this night; the matrix is that of the nights before it." in none.texts
+
+
+def test_the_dreams_that_helped_are_counted_though_few_are_shown(report: NightReport) -> None:
+    dreams = [DreamSample("rewrite", f"dream {n}", 0.1, 1.0) for n in range(8)]
+    text = Page(render(replace(report, dreams=dreams, dreams_helpful=14, dreams_dreamt=192))).text
+    assert "14 of 192 dreams made a copy of the model better. The best 8 are shown." in text
+
+
+def test_the_model_in_use_is_named_where_it_is_not_the_parent(report: NightReport) -> None:
+    rejected = replace(report, decision=decide({}, GateSettings()))
+    assert "The model in use is still night 6." in Page(render(replace(rejected, in_use=6))).text
+    assert "The model in use is night 1." in Page(render(replace(rejected, in_use=1))).text
+    assert "The model in use is the base model." in Page(render(replace(rejected, in_use=0))).text
+
+
+@pytest.mark.parametrize(
+    ("share", "digits", "shown"),
+    [(-0.0002, 1, "0.0 %"), (-0.002, 0, "0 %"), (-0.004, 1, "-0.4 %"), (0.945, 0, "94 %"), (None, 0, "–")],
+)
+def test_a_share_that_rounds_to_nothing_has_no_sign(share: float | None, digits: int, shown: str) -> None:
+    assert percent(share, digits) == shown
 
 
 def test_many_examples_are_folded_away(changed: Callable[..., NightReport]) -> None:

@@ -133,9 +133,11 @@ def dream_and_improve(
     for probe in probes:
         asked.setdefault(contexts[probe.context], []).append((probe.question, probe.answer))
     known = [text for text in dict.fromkeys(contexts) if text in asked]
-    if len(known) < 2:
+    # Dreams that are compared with dreams of other contexts need two contexts on either side of the split.
+    least = 2 if settings.rewards.noise == "seeds" else 4
+    if len(known) < least:
         report = dream_night(model, tokenizer, contexts, probes, settings, seed, older, progress, dreamer, withheld)
-        return ImprovedNight(report, skipped=_too_few(len(known), len(set(contexts))))
+        return ImprovedNight(report, skipped=_too_few(len(known), len(set(contexts)), least))
     train, held_out = hold_out(known, settings.rest_em, seed)
     judged: list[DreamReport] = []
     with hire(model, settings.trials) as workers:
@@ -167,10 +169,10 @@ def dream_and_improve(
     return ImprovedNight(report, rounds, "", tuple(train), tuple(held_out))
 
 
-def _too_few(known: int, contexts: int) -> str:
+def _too_few(known: int, contexts: int, least: int) -> str:
     return (
         f"ReST-EM was skipped: {known} of {contexts} context{'' if contexts == 1 else 's'} had held-out questions to "
-        "judge dreams by, and it needs 2, one of them held out of training."
+        f"judge dreams by, and it needs {least}, {'one' if least == 2 else 'two'} of them held out of training."
     )
 
 

@@ -16,7 +16,8 @@ def percent(share: float | None, digits: int = 0) -> str:
     """Return a share of 1 as a percentage; a dash for what was not measured."""
     if share is None or not math.isfinite(share):
         return "–"
-    return f"{100 * share + 0.0:.{digits}f} %".replace("-0 %", "0 %")
+    # Adding nothing makes a zero of a negative zero.
+    return f"{round(100 * share, digits) + 0.0:.{digits}f} %"
 
 
 def duration(seconds: float | None) -> str:

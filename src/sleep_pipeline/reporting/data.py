@@ -105,10 +105,12 @@ class NightReport:
         history: this night and its ancestors, oldest first.
         levels: `SlotTable.to_dict()["levels"]`: for each level, fastest first, its slots.
         dreams: dreams that helped, best first.
+        dreams_helpful: how many helped, shown or not.
         dreams_dreamt: how many there were in all.
         dreamer: how the dreamer's training went, in a sentence; empty without any.
         memories: what was read.
         phases: phase -> seconds, in order.
+        in_use: the night whose model is in use now, where this one is not; None for its parent.
     """
 
     night: int
@@ -125,7 +127,14 @@ class NightReport:
     history: Sequence[NightPoint] = ()
     levels: Sequence[Sequence[Mapping[str, Any]]] = ()
     dreams: Sequence[DreamSample] = ()
+    dreams_helpful: int = 0
     dreams_dreamt: int = 0
     dreamer: str = ""
     memories: Memories = field(default_factory=Memories)
     phases: Mapping[str, float] = field(default_factory=dict)
+    in_use: int | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether there were questions of this night; without any, the matrix is that of the nights before."""
+        return bool(len(self.retention)) and self.retention.nights[-1] == self.night

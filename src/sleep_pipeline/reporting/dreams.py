@@ -112,7 +112,7 @@ def _row(dream: DreamRow, shares: bool) -> Html:
     trial: Child = "–"
     change = None
     if dream.before is not None and dream.after is not None:
-        trial = " → ".join(percent(mark) if shares else f"{mark:.2f} nats" for mark in (dream.before, dream.after))
+        trial = " → ".join(_mark(mark, shares) for mark in (dream.before, dream.after))
         change = dream.after - dream.before
     cells: list[tuple[Child, str | None]] = [
         (dream.kind, None),
@@ -130,6 +130,12 @@ def _row(dream: DreamRow, shares: bool) -> Html:
             for (name, numbers), (cell, key) in zip(_COLUMNS, cells, strict=True)
         ),
     )
+
+
+def _mark(mark: float, shares: bool) -> str:
+    if shares:
+        return percent(mark)
+    return f"{mark:.2f} nats" if math.isfinite(mark) else "–"
 
 
 def _text(text: str) -> Html:

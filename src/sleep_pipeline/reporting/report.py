@@ -61,13 +61,24 @@ def _section(title: str, *content: Child) -> Html:
 
 
 def _parent(report: NightReport) -> str:
-    return f"night {report.parent}" if report.parent else "the base model"
+    return _model_of(report.parent)
+
+
+def _model_of(night: int) -> str:
+    return f"night {night}" if night else "the base model"
+
+
+def _in_use(report: NightReport) -> str:
+    """Which model is used instead of this night's."""
+    if report.in_use is None or report.in_use == report.parent:
+        return f"still {_parent(report)}"
+    return _model_of(report.in_use)
 
 
 def _header(report: NightReport) -> Html:
     promoted = report.decision.promote
     badge = element("span", "promoted" if promoted else "rejected", class_=f"badge {'good' if promoted else 'bad'}")
-    verdict = "It is the model in use from now on." if promoted else f"The model in use is still {_parent(report)}."
+    verdict = "It is the model in use from now on." if promoted else f"The model in use is {_in_use(report)}."
     return element(
         "header",
         element("h1", f"Night {report.night}", badge),
@@ -78,7 +89,7 @@ def _header(report: NightReport) -> Html:
 
 def _tiles(report: NightReport) -> Html | None:
     tiles: list[tuple[str, str]] = []
-    if len(report.retention):
+    if report.asked:
         gain, own = report.retention.gain(), report.retention.means()[-1, -1]
         asked = len(report.retention.scores[-1][-1])
         before = "" if gain is None else f"{percent(own - gain.value)} → "
@@ -177,7 +188,8 @@ def _retention(report: NightReport) -> Html:
     if not len(report.retention):
         return _section(title, element("p", "No questions were asked.", class_="note"))
     rows: list[list[Child]] = []
-    for name, estimate in report.retention.summary().items():
+    measures = report.retention.summary() if report.asked else {}
+    for name, estimate in measures.items():
         label, meaning = _MEASURES[name]
         value, interval, samples = _estimate(estimate)
         rows.append([label, _unbroken(value), _unbroken(interval), samples, element("span", meaning, class_="dim")])
@@ -189,7 +201,10 @@ def _retention(report: NightReport) -> Html:
             "(columns). The framed cells are a night's own questions, right after it.",
         ),
         heat_map(report.retention),
-        table(["Measure", "Value", "95 % interval", "Questions", "Meaning"], rows),
+        table(["Measure", "Value", "95 % interval", "Questions", "Meaning"], rows) if rows else None,
+        element("p", "Nothing was asked about this night; the matrix is that of the nights before it.", class_="note")
+        if not report.asked
+        else None,
         element("p", "Intervals are over the choice of questions, not over training runs.", class_="note"),
     )
 
@@ -243,7 +258,10 @@ def _dreams(report: NightReport) -> Html | None:
         [dream.kind, said(dream.text), _number(dream.score), _number(dream.reward)] for dream in report.dreams
     ]
     dreamt = max(report.dreams_dreamt, len(report.dreams))
-    words = f"{len(report.dreams)} of {dreamt} dreams made a copy of the model better."
+    helped = max(report.dreams_helpful, len(report.dreams))
+    words = f"{helped} of {dreamt} dreams made a copy of the model better."
+    if helped > len(report.dreams):
+        words += f" The best {len(report.dreams)} are shown."
     shown = _folded(rows, lambda part: table(["Kind", "Dream", "Score", "Reward"], part, numbers=(2, 3)), "dreams")
     dreamer = element("p", report.dreamer) if report.dreamer else None
     return _section("Dreams that helped", element("p", words), dreamer, shown if rows else None)

@@ -407,6 +407,8 @@ def write_report(
         levels=_levels(night_model),
         dreams=_helpful(dreams, evaluation.examples),
         dreams_dreamt=dream_summary["dreams"],
+        dreams_helpful=dream_summary.get("rewarded", 0),
+        in_use=int(registered["aliases"].get("champion", 0)),
         dreamer=dream_summary.get("rest_em", {}).get("says", ""),
         memories=Memories(
             read=collect_summary["memories"] + collect_summary["quarantined"],
@@ -423,7 +425,7 @@ def write_report(
         {
             **manifest,
             "scores": scores,
-            "decision": decision,
+            "decision": registered["decision"],
             "memories": collect_summary["memories"],
             "command": command,
             "git_commit": commit,
