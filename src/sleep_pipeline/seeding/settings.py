@@ -24,7 +24,8 @@ class ReplaySettings(_Settings):
         stored_capacity: lessons of earlier nights that are kept.
         open_book_rows: lessons in reading in every step: of documents that the model made up, and of tonight's texts.
         open_book_capacity: lessons in reading that are kept.
-        open_book_documents: documents that the model makes up every night to read about; 0 for none.
+        open_book_documents: documents that the model makes up every night to read about; 0 for none. With few, the
+            first night reads them by heart, since no earlier night left others.
         open_book_replies: what it says about each.
         document_tokens: where such a document is cut, and dropped.
         altered_texts: of tonight's texts with one answer put for another, to read what stands there and not what is
@@ -44,7 +45,7 @@ class ReplaySettings(_Settings):
     stored_capacity: PositiveInt = 6000
     open_book_rows: NonNegativeInt = 6
     open_book_capacity: PositiveInt = 1200
-    open_book_documents: NonNegativeInt = 12
+    open_book_documents: NonNegativeInt = 36
     open_book_replies: PositiveInt = 4
     document_tokens: PositiveInt = 160
     altered_texts: NonNegativeInt = 96
