@@ -17,7 +17,9 @@ from transformers import (
     GraniteForCausalLM,
 )
 
-from sleep_pipeline.seeding.hidden import answer_head, causal_lm, hidden_states
+from sleep_pipeline.memory import CONTEXT, consolidation
+from sleep_pipeline.memory.layer import ContinuumLayer
+from sleep_pipeline.seeding.hidden import answer_head, causal_lm, hidden_states, last_block_of
 
 
 def padded() -> tuple[torch.Tensor, torch.Tensor]:
@@ -126,3 +128,61 @@ def test_the_causal_lm_is_found_inside_wrappers() -> None:
     assert causal_lm(inner) is inner
     model = with_memory()
     assert causal_lm(Wrapper(model)) is model.get_base_model()  # type: ignore[operator]
+
+
+NEEDED = (torch.tensor([0, 1, 1, 2]), torch.tensor([7, 2, 4, 0]))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_last_block_works_for_the_needed_positions_alone(architecture: str) -> None:
+    model = with_memory(one_level(), architecture=architecture)
+    learn(model)
+    block = last_block_of(model)
+    assert isinstance(block, ContinuumLayer)
+    ids, mask = padded()
+    seen: list[torch.Size] = []
+    watch = block.base_layer.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
+    with torch.no_grad():
+        found = hidden_states(model, ids, mask, NEEDED, block)[NEEDED]
+        watch.remove()
+        wanted = hidden_states(model, ids, mask)[NEEDED]
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    assert [shape[:2] for shape in seen] == [(1, 4)]
+    assert [hook for hooks in (block._forward_pre_hooks, block._forward_hooks) for hook in hooks] == []
+
+
+def test_gradients_do_not_tell_that_the_last_block_was_spared() -> None:
+    model = with_memory(one_level()).double()
+    learn(model)
+    block = last_block_of(model)
+    ids, mask = padded()
+    found = []
+    with consolidation(model, CONTEXT, 1, night=2) as sleep:
+        for used in (block, None):
+            model.zero_grad()
+            hidden_states(model, ids, mask, NEEDED, used)[NEEDED].square().sum().backward()
+            found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+        sleep.abort()
+    assert len(found[0]) == len(found[1]) > 0
+    for spared, whole in zip(*found, strict=True):
+        torch.testing.assert_close(spared, whole, rtol=1e-10, atol=1e-14)
+    assert any(gradient.any() for gradient in found[0])
+
+
+def test_a_last_block_that_reads_other_positions_is_not_spared() -> None:
+    model = build()
+
+    class Looking(nn.Module):
+        """An MLP that looks back."""
+
+        def __init__(self, mlp: nn.Module) -> None:
+            super().__init__()
+            self.mlp = mlp
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            output: torch.Tensor = self.mlp(x + x.roll(1, dims=-2))
+            return output
+
+    last = model.model.layers[-1]  # type: ignore[union-attr,index]
+    last.mlp = Looking(last.mlp)  # type: ignore[arg-type,union-attr]
+    assert last_block_of(model) is None

@@ -42,7 +42,7 @@ from sleep_pipeline.optimizers import MuonAdamW, matrices_and_others
 from sleep_pipeline.seeding.batches import Batch, batches, join_teachers, pad, positions
 from sleep_pipeline.seeding.checkpoints import load_trained, run_digest, save_trained
 from sleep_pipeline.seeding.divergences import Head, LiveTeacher, compare_tokens
-from sleep_pipeline.seeding.hidden import answer_head, hidden_states
+from sleep_pipeline.seeding.hidden import answer_head, hidden_states, last_block_of
 from sleep_pipeline.seeding.lessons import Lesson
 from sleep_pipeline.seeding.progress import Bar
 from sleep_pipeline.seeding.rewards import RewardFunction
@@ -165,6 +165,9 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         )
         self.remove_callback(PrinterCallback)
         self.head: Head = answer_head(self.model)
+        # Passes that are run twice, or whose gates are watched, work for all positions.
+        everywhere = optimizer.gradient_checkpointing or settings.replay.gate_penalty
+        self.last_block = None if everywhere else last_block_of(self.model)
         self.sampler = TransformersSampler(
             self.model,
             processing_class,
@@ -310,8 +313,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         began = time.perf_counter()
         if self.state.global_step % _TIDY_EVERY == 0:
             hand_back_memory()
-        device = self.accelerator.device
-        pools = self._off_policy()
+        device, pools = self.accelerator.device, self._off_policy()
         off = [lesson for lessons in pools.values() for lesson in lessons]
         rows = [lesson.ids for lesson in off]
         spans = [(lesson.start, len(lesson.ids)) for lesson in off]
@@ -326,17 +328,15 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
                 spoken.append((lesson, lesson.ids[lesson.start : lesson.start + cut], answer))
                 rows.append(begin + answer)
                 spans.append((len(begin), len(begin) + len(answer)))
-        pad_id = self.processing_class.pad_token_id
-        hidden: list[Tensor] = [torch.empty(0)] * len(rows)
-        tokens = 0
+        hidden, tokens = [torch.empty(0)] * len(rows), 0
         reading = set(range(len(off) - len(pools["open_book"]), len(off)))
         gates = _Gates(model) if self.seeding.replay.gate_penalty and reading else None
-        for batch in batches(rows, pad_id, device):
+        for batch in batches(rows, self.processing_class.pad_token_id, device):
+            at = positions([spans[row] for row in batch.rows], device)
             with contextlib.nullcontext() if gates is None else gates.watching(batch, reading):
-                states = hidden_states(model, batch.ids, batch.mask)
-            at, places = positions([spans[row] for row in batch.rows], device)
+                states = hidden_states(model, batch.ids, batch.mask, at, self.last_block)
             lengths = [spans[row][1] - spans[row][0] for row in batch.rows]
-            for row, part in zip(batch.rows, states[at, places].split(lengths), strict=True):
+            for row, part in zip(batch.rows, states[at].split(lengths), strict=True):
                 hidden[row] = part
             tokens += int(batch.mask.sum())
         settings = self.seeding
@@ -401,7 +401,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         self, spoken: Sequence[tuple[Lesson, tuple[int, ...], tuple[int, ...]]], device: torch.device
     ) -> LiveTeacher:
         """The teachers' last hidden states where they would say what the student said."""
-        hidden: list[Tensor] = [torch.empty(0)] * len(spoken)
+        hidden = [torch.empty(0)] * len(spoken)
         model = self.accelerator.unwrap_model(self.model)
         for number, view in enumerate(self.views):
             mine = [index for index, (lesson, *_) in enumerate(spoken) if lesson.view == number]
