@@ -180,7 +180,7 @@ METHODS: dict[str, Maker] = {
     "on_policy_share": sleeping({"lambda": 0.25}),
     "on_policy_only": sleeping({"lambda": 1.0}),
     "no_replay": sleeping({"replay": {"stored_rows": 0, "open_book_rows": 0}}),
-    "all_layers": sleeping(starts_at=0.0, rank=32),
+    "all_layers": sleeping(starts_at=0.0, rank=16),
     "router_null_softmax": sleeping(router="null_softmax"),
     "router_sigmoid": sleeping(router="sigmoid"),
 }

@@ -61,7 +61,7 @@ class LevelSettings(_Settings):
 
     period: PositiveInt | None = None
     num_slots: int = Field(32, ge=2)
-    rank: PositiveInt = 64
+    rank: PositiveInt = 32
     top_k: PositiveInt | None = None
     router: Literal["sigmoid", "null_softmax", "threshold"] = "threshold"
     router_bias: float = -2.0
