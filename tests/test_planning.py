@@ -254,7 +254,7 @@ def test_while_a_night_is_under_way_the_plan_is_refused_as_a_run_would_be(projec
 )
 def test_a_wrong_parameter_is_an_error(project: Path, params: str, message: str) -> None:
     result = invoke(f"--params={params}")
-    assert result.exit_code
+    assert isinstance(result.exception, SystemExit) and result.exit_code, "no traceback"
     assert message in result.output
 
 

@@ -248,6 +248,17 @@ def test_what_cannot_be_asked_is_an_error(project: Path, arguments: list[str], m
     assert message in result.output
 
 
+def test_what_is_wrong_with_the_register_or_the_settings_is_told_without_a_traceback(project: Path) -> None:
+    register = project / "data/06_models/registry.json"
+    register.write_text("{", encoding="utf-8")
+    broken = invoke("--question", QUESTION)
+    assert isinstance(broken.exception, SystemExit) and "sleep-pipeline dvc restore" in broken.output
+    settings = project / "conf/local/parameters.yml"
+    settings.write_text(settings.read_text(encoding="utf-8").replace("device: cpu", "device: mps"), encoding="utf-8")
+    wrong = invoke("--question", QUESTION)
+    assert isinstance(wrong.exception, SystemExit) and "device='mps' cannot run a night" in wrong.output
+
+
 def test_a_missing_checkpoint_is_an_error_with_a_remedy(project: Path) -> None:
     shutil.rmtree(project / "data/06_models/night_002")
     result = invoke("--night=2", "--question", QUESTION)

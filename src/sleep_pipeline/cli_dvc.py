@@ -82,7 +82,8 @@ def _register_and_records(project: Path, env: str | None) -> tuple[NightRegistry
     from sleep_pipeline.configuration import config_loader, folder
     from sleep_pipeline.registry import NightRegistry
 
-    loader = config_loader(project, env)
+    # A night that is named keeps the configuration from asking the register which one comes next.
+    loader = config_loader(project, env, {"night": 1})
     registry = NightRegistry(folder(project, loader, "models_folder"))
     records = []
     for path in sorted(folder(project, loader, "reporting_folder").glob("night_*/registered.json")):

@@ -101,13 +101,15 @@ def plan(env: str | None, params: dict[str, Any], as_json: bool) -> None:
     The night's number and parent, every node with what of it is missing, the memories that are new, and roughly what
     it takes. Numbers of work are what the settings allow; the time is that of the last three nights of this life.
     """
+    from kedro.validation.exceptions import ParameterValidationError
+
     from sleep_pipeline.language_model import ModelLoadError
     from sleep_pipeline.night_lock import NightLockError
     from sleep_pipeline.planning import make_plan, open_project
 
     try:
         made = make_plan(*open_project(project_root(), env, params))
-    except (NightLockError, ModelLoadError, OSError, ValueError) as error:
+    except (NightLockError, ModelLoadError, ParameterValidationError, OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     if as_json:
         click.echo(json.dumps(asdict(made), indent=2))

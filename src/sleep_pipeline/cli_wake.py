@@ -58,11 +58,12 @@ def _load(night: int | None, env: str | None) -> Awake:
 
     _hush()
     project = project_root()
-    loader = config_loader(project, env)
+    # A night that is named keeps the configuration from asking the register which one comes next.
+    loader = config_loader(project, env, {"night": night or 1})
     parameters = loader["parameters"]
-    machine = MachineSettings.model_validate(parameters["machine"])
-    registry = NightRegistry(folder(project, loader, "models_folder"))
     try:
+        machine = MachineSettings.model_validate(parameters["machine"])
+        registry = NightRegistry(folder(project, loader, "models_folder"))
         champion = registry.champion()
         if night is None and champion is not None:
             night = champion.number

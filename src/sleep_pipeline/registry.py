@@ -297,13 +297,19 @@ class NightRegistry:
             )
         return to
 
+    def _damaged(self, error: Exception) -> RegistryError:
+        return RegistryError(
+            f"{self.path} is damaged ({error}): restore it from a copy, or move it away and run `sleep-pipeline dvc "
+            "restore`, which makes it anew from the nights' reports"
+        )
+
     def _read(self) -> tuple[dict[int, Night], dict[Alias, int]]:
         try:
             record = json.loads(self.path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}, {}
         except ValueError as error:
-            raise RegistryError(f"{self.path} is damaged ({error}): restore it from a copy") from error
+            raise self._damaged(error) from error
         if not isinstance(record, dict) or record.get("version") != _VERSION:
             found = record.get("version") if isinstance(record, dict) else None
             raise RegistryError(f"{self.path} has version {found!r}; this release reads version {_VERSION}")
@@ -311,7 +317,7 @@ class NightRegistry:
             nights = {night.number: night for night in map(Night.from_json, record["nights"])}
             aliases: dict[Alias, int] = dict(record["aliases"])
         except (KeyError, TypeError) as error:
-            raise RegistryError(f"{self.path} is damaged ({error}): restore it from a copy") from error
+            raise self._damaged(error) from error
         for number in aliases.values():
             _ancestry(nights, number)
         return nights, aliases

@@ -120,6 +120,13 @@ def test_limits_can_be_moved() -> None:
     assert decide(forgetful, GateSettings(max_forgetting=0.3)).promote
 
 
+@pytest.mark.parametrize(("lost", "asked", "passes"), [(1, 12, True), (2, 12, False), (2, 24, False), (2, 41, True)])
+def test_one_question_may_be_lost_however_few_there_are(lost: int, asked: int, passes: bool) -> None:
+    metrics = {**GOOD, "forgetting": Estimate(lost / asked, 0.0, 0.3, asked)}
+    assert decide(metrics, GateSettings()).promote == passes
+    assert not decide(metrics, GateSettings(max_forgetting=0)).promote
+
+
 numbers = st.floats(allow_nan=True, allow_infinity=True) | st.none() | st.booleans()
 estimates = st.builds(Estimate, st.floats(), st.floats(), st.floats(), st.integers(0, 100))
 

@@ -1,6 +1,7 @@
 """Questions that people wrote: what is wrong in their files is named, and their memories are found by any line."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,20 @@ def test_a_probe_has_its_question_its_answer_and_the_place_of_its_memory(tmp_pat
         (Probe("Who lives in Geska?", "Mira"), "memories/notes.md", 3, "probes/mine.jsonl:1"),
         (Probe("Who lives in Geska?", "1901"), "memories/a:b/notes.md", 12, "probes/mine.jsonl:3"),
     ]
+
+
+def test_hidden_files_are_passed_over_and_others_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = written(tmp_path, '{"question": "Who?", "answer": "Mira", "source": "m/a.md:1"}')
+    line = next(folder.glob("*.jsonl")).read_bytes()
+    (folder / ".ipynb_checkpoints").mkdir()
+    (folder / ".ipynb_checkpoints" / "a.jsonl").write_bytes(line)
+    (folder / "._a.jsonl").write_bytes(b"\x00\xff")
+    (folder / "README.md").write_text("Questions.", encoding="utf-8")
+    (folder / "more.ndjson").write_bytes(line)
+    (folder / "more.csv").write_text("question,answer", encoding="utf-8")
+    with caplog.at_level(logging.WARNING):
+        assert len(given_probes(folder)) == 2
+    assert [record.getMessage().split()[0] for record in caplog.records] == [f"{folder.name}/more.csv"]
 
 
 def test_only_the_end_of_a_line_ends_it(tmp_path: Path) -> None:

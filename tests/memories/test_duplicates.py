@@ -36,7 +36,8 @@ def test_a_near_duplicate_is_dropped_and_recorded() -> None:
 
 def test_the_threshold_decides() -> None:
     said = passage(1)
-    near = " ".join([*said.split()[:60], said.split()[0], *said.split()[61:]])
+    words = said.split()
+    near = " ".join([*words[:60], words[61], words[60], *words[62:]])
     similarity = jaccard(shingles(said, 3), shingles(near, 3))
     kept = {
         threshold: len(
@@ -53,6 +54,11 @@ def test_a_corrected_word_is_news() -> None:
         assert len(drop_near_duplicates([memory(said), memory(corrected)], SETTINGS).memories) == 2
         careless = DuplicateSettings(keep_changed_facts=False)
         assert len(drop_near_duplicates([memory(said), memory(corrected)], careless).memories) == 1
+
+
+def test_a_word_that_was_taken_back_is_news() -> None:
+    said = f"{passage(1)} the door is not safe for heavy carts"
+    assert len(drop_near_duplicates([memory(said), memory(said.replace("not ", ""))], SETTINGS).memories) == 2
 
 
 def test_another_label_is_news() -> None:

@@ -42,6 +42,17 @@ def test_what_lies_in_the_folder_of_a_later_night_waits(tmp_path: Path) -> None:
     assert [Path(source).parts[-2:] for source in tonight.waiting] == [("day_20260801", "notes.md")]
 
 
+def test_what_two_days_say_is_learned_on_the_earlier_one(tmp_path: Path) -> None:
+    for day in (2, 10):
+        (tmp_path / f"day_{day}").mkdir()
+        (tmp_path / f"day_{day}" / "a.txt").write_text("Mira lives in Geska.", encoding="utf-8")
+    tonight = read_tonight(tmp_path, CollectSettings(), 2, set())
+    assert [memory.source for memory in tonight.memories] == [f"{tmp_path.name}/day_2/a.txt"]
+    assert tonight.said_twice == ()
+    (twice,) = read_tonight(tmp_path, CollectSettings(), 10, {tonight.memories[0].digest}).said_twice
+    assert (twice.source, twice.of_source) == (f"{tmp_path.name}/day_10/a.txt", f"{tmp_path.name}/day_2/a.txt")
+
+
 def nightly(folder: Path, days: list[str], settings: CollectSettings, name: str) -> list[list[str | None]]:
     """The texts that every night learns from one file, as it stands on each day."""
     known: set[str] = set()

@@ -7,8 +7,8 @@ from kedro.io import DataCatalog, MemoryDataset
 from kedro.runner import SequentialRunner
 
 from sleep_pipeline.datasets import FileDataset
+from sleep_pipeline.memories.reading import day_of
 from sleep_pipeline.memories.settings import CollectSettings
-from sleep_pipeline.memories.tonight import day_of
 from sleep_pipeline.night_model import MachineSettings
 from sleep_pipeline.pipelines.collect import create_pipeline
 from sleep_pipeline.pipelines.collect.nodes import NothingNewError, collect_memories, make_contexts

@@ -1,5 +1,6 @@
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -155,6 +156,20 @@ def test_what_an_earlier_night_has_asked_is_neither_asked_nor_missed(tmp_path: P
     assert (asked, unmatched) == ([], ["probes/mine.jsonl:3 (m/own.md:1)"])
 
 
+def test_a_question_that_was_asked_is_not_asked_again_where_its_memory_has_grown(tmp_path: Path) -> None:
+    folder = probes(tmp_path, "m/diary.md:1")
+    known = {("What of m/diary.md:1?", "much")}
+    assert nodes._given(*tonight(("m/diary.md", 1)), folder, MaskSettings(), 2, known) == ([], [])
+
+
+def test_of_a_long_memory_the_part_that_tells_is_read(tmp_path: Path) -> None:
+    folder = probes(tmp_path, "m/long.md:1")
+    (context,), memories = tonight(("m/long.md", 1))
+    parts = [replace(context, text=text) for text in ("Nothing here.", "There is Much to do.", "The end.")]
+    asked, _ = nodes._given(parts, memories, folder, MaskSettings(), 1, set())
+    assert [probe.context for probe in asked] == ["There is Much to do."]
+
+
 def test_a_probe_that_cannot_be_read_stops_the_night_before_a_model_is_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,3 +205,9 @@ def test_lessons_of_another_base_model_are_refused_before_anything_is_trained(
     ):
         nodes.train_expert(*given, {"base_digest": "before"}, tmp_path, tmp_path)
     nodes.train_expert(*given, {"base_digest": "now"}, tmp_path, tmp_path)
+    nodes.train_expert(*given, {"base_digest": "now", "parent": 0}, tmp_path, tmp_path)
+    # As after a rollback in the middle of the night.
+    with pytest.raises(
+        RegistryError, match=r"sampled on night 2, and the champion is night 0 now.*--from"
+    ):
+        nodes.train_expert(*given, {"base_digest": "now", "parent": 2}, tmp_path, tmp_path)

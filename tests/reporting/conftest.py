@@ -69,7 +69,6 @@ def made_up_report(nights: int = 7) -> NightReport:
         ],
         dreams_dreamt=60,
         memories=Memories(
-            read=31,
             learned=27,
             masked=4,
             quarantined={"same as a memory of night 3": 2, "text is empty": 1, "looks like a secret key": 1},

@@ -67,7 +67,7 @@ def hostile(report: NightReport, text: str, changed: Callable[..., NightReport])
         forgotten=[example],
         dreams=[DreamSample(text, text, 0.1, 1.0)],
         dreamer=text,
-        memories=Memories(3, 1, 1, {text: 2}, {text: 1}),
+        memories=Memories(3, 1, {text: 2}, {text: 1}),
         phases={text: 1.0},
         levels=[[{"state": "active", "night": 7, "origin": text, "unlocks": 1}]],
     )

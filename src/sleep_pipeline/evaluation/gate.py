@@ -31,7 +31,8 @@ class GateSettings(BaseModel):
 
     Attributes:
         min_recall_gain: the lower end of the interval of closed-book recall, after minus before, must lie above it.
-        max_forgetting: forgetting of earlier nights must lie below it, every question counting alike.
+        max_forgetting: forgetting of earlier nights must lie below it, every question counting alike; but one question
+            in all may be lost if it is above 0, since of fewer than twenty each would be too many.
         max_open_book_loss: open-book score, before minus after, must lie below it.
         max_perplexity_increase: perplexity on held-out text may rise by this share and no more.
         max_open_book_loss_since_base: open-book score of the model before any night, minus after this one, must lie
@@ -156,7 +157,7 @@ def decide(metrics: Mapping[str, Metric], thresholds: GateSettings) -> Decision:
     loss, rise = "loss of open-book score", "rise of held-out perplexity"
     checks = [
         _gain(metrics, thresholds),
-        _below(metrics, FORGETTING, thresholds.max_forgetting, "forgetting of earlier nights"),
+        _forgetting(metrics, thresholds.max_forgetting),
         _below(metrics, OPEN_BOOK_LOSS, thresholds.max_open_book_loss, loss),
     ]
     if OPEN_BOOK_LOSS_SINCE_BASE in metrics:
@@ -230,6 +231,17 @@ def _below(metrics: Mapping[str, Metric], name: str, bound: float, what: str) ->
     passed = reading.value < bound
     reason = f"The {what} is {reading.value:.3f}, {'below' if passed else 'not below'} {bound:g}."
     return Check(name, reading.value, reading.interval, limit, passed, reason)
+
+
+def _forgetting(metrics: Mapping[str, Metric], bound: float) -> Check:
+    what = "forgetting of earlier nights"
+    check, reading = _below(metrics, FORGETTING, bound, what), _read(metrics, FORGETTING)
+    if check.passed or reading.value is None or not reading.samples or not 0 < bound:
+        return check
+    if reading.value * reading.samples >= 1.5:
+        return check
+    reason = f"The {what} is one question of {reading.samples}, which may be lost."
+    return Check(FORGETTING, reading.value, reading.interval, check.limit, True, reason)
 
 
 def _at_most(metrics: Mapping[str, Metric], name: str, bound: float, what: str) -> Check:

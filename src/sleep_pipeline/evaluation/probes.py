@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sleep_pipeline.corpora.worlds import WorldGenerator, draw_question, fill
 from sleep_pipeline.generation.replies import greedy_replies
-from sleep_pipeline.memories.files import READERS
+from sleep_pipeline.memories.files import READERS, passed_over
 from sleep_pipeline.memories.lines import read_lines
 from sleep_pipeline.memories.masking import mask
 from sleep_pipeline.memories.settings import MaskSettings
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
     from sleep_pipeline.memories.records import Memory
 
+logger = logging.getLogger(__name__)
+
 _LONGEST_LINE = 2**24
+_SUFFIXES = (".jsonl", ".ndjson")
 _FIELDS = ("question", "answer", "source")
 
 
@@ -72,15 +76,22 @@ def given_probes(folder: Path, masks: MaskSettings | None = None) -> list[GivenP
     """Questions that people wrote, each with the place of the memory that holds its answer.
 
     Args:
-        folder: of JSONL files with `question`, `answer` and `source`, which is `file:line`.
+        folder: of JSONL files with `question`, `answer` and `source`, which is `file:line`; hidden files and what
+            editors leave behind are passed over, as among memories, and other files with a warning.
         masks: what is masked in questions and answers, as it is in memories; None for the defaults.
 
     Raises:
         ProbeError: a line is not UTF-8, no JSON, or lacks one of them.
     """
     found = []
-    for path in sorted(folder.rglob("*.jsonl")):
-        name = path.relative_to(folder.parent).as_posix()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        inside = path.relative_to(folder)
+        if any(map(passed_over, inside.parts)) or path.name in ("README.md", "README"):
+            continue
+        name = (folder.name / inside).as_posix()
+        if path.suffix.lower() not in _SUFFIXES:
+            logger.warning("%s is no file of questions and is not read; write them into a .jsonl file", name)
+            continue
         with path.open("rb") as stream:
             for line in read_lines(stream, _LONGEST_LINE):
                 place = f"{name}:{line.number}"

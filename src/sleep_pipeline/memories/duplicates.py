@@ -81,6 +81,8 @@ def drop_near_duplicates(
 
 
 def _brings_facts(memory: Memory, other: Memory) -> bool:
-    """Whether it has a word or a label that the other lacks: a lamp that is off is no less of a fact than a name."""
+    """Whether one has a word or a label that the other lacks: a lamp that is off is no less of a fact than a name, and
+    neither is a door of which "not safe" was taken back.
+    """
     news, known = ({word.casefold() for word in _WORD.findall(one.rendered())} for one in (memory, other))
-    return memory.label != other.label or not news <= known
+    return memory.label != other.label or news != known

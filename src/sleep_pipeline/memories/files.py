@@ -59,7 +59,8 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _passed_over(name: str) -> bool:
+def passed_over(name: str) -> bool:
+    """Whether a file or folder of this name is none that people want to be read."""
     return any(fnmatchcase(name, pattern) for pattern in _PASSED_OVER)
 
 
@@ -80,7 +81,7 @@ def walk(folder: Path, max_depth: int, outside_links: bool) -> Iterator[FileToRe
             continue
         folders: list[tuple[Path, str, int]] = []
         for entry in entries:
-            if _passed_over(entry.name):
+            if passed_over(entry.name):
                 continue
             path, name = Path(entry.path), f"{source}/{printable(entry.name)}"
             if entry.is_symlink():
@@ -119,7 +120,7 @@ def _link_problem(path: Path, root: Path, outside_links: bool) -> str | None:
         return "the link leads nowhere or in a circle; delete it"
     if target == root or root in target.parents:
         # What lies in a hidden place is passed over there, so it is read through the link.
-        hidden = any(_passed_over(part) for part in target.relative_to(root).parts)
+        hidden = any(passed_over(part) for part in target.relative_to(root).parts)
         return "" if hidden else None
     if outside_links and root not in target.parents and target not in root.parents:
         return ""

@@ -20,6 +20,7 @@ from sleep_pipeline.memories.rows import utc
 from sleep_pipeline.memories.settings import CollectSettings, MaskSettings
 from sleep_pipeline.memories.tables import Found, read_csv, read_jsonl, read_parquet
 
+_DAY = re.compile(r"(?:^|/)day_(\d+)(?:/|$)")
 _HEAD = 8192
 _LATEST = 10**11 - 1  # seconds that `utc` does not take for milliseconds; a file system can claim any
 
@@ -91,9 +92,19 @@ def read_folder(folder: Path, settings: CollectSettings) -> Reading:
             files.append(file)
         for memory in found:
             first = memories.setdefault(memory.digest, memory)
-            if first is not memory:
-                duplicates.append(duplicate(memory, first, 1.0))
+            if first is memory:
+                continue
+            if day_of(memory.source) < day_of(first.source):
+                # It is learned on the earlier day, whichever folder comes first: day_10 stands before day_2.
+                memories[memory.digest], memory, first = memory, first, memory
+            duplicates.append(duplicate(memory, first, 1.0))
     return Reading(tuple(memories.values()), tuple(rejected), tuple(duplicates), tuple(files))
+
+
+def day_of(source: str) -> int:
+    """The night from which a memory may be learned: N for what lies in a folder `day_N`, else 0."""
+    found = _DAY.search(source)
+    return int(found.group(1)) if found else 0
 
 
 def new_memories(reading: Reading, known: Collection[str]) -> list[Memory]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -11,11 +10,9 @@ from pathlib import Path, PurePosixPath
 from sleep_pipeline.memories.duplicates import drop_near_duplicates
 from sleep_pipeline.memories.files import READERS
 from sleep_pipeline.memories.passages import HEADING
-from sleep_pipeline.memories.reading import Reading, new_memories, read_folder
+from sleep_pipeline.memories.reading import Reading, day_of, new_memories, read_folder
 from sleep_pipeline.memories.records import Duplicate, Memory, Rejected, digests_of_beginnings
 from sleep_pipeline.memories.settings import CollectSettings
-
-_DAY = re.compile(r"(?:^|/)day_(\d+)(?:/|$)")
 
 
 @dataclass(frozen=True)
@@ -78,12 +75,6 @@ def without_learned(memory: Memory, known: Collection[str]) -> Memory:
         return memory
     headings = itertools.takewhile(lambda line: not line.strip() or HEADING.match(line), lines[:learned])
     return replace(memory, text="\n".join([*(line for line in headings if line.strip()), rest]))
-
-
-def day_of(source: str) -> int:
-    """The night from which a memory may be learned: N for what lies in a folder `day_N`, else 0."""
-    found = _DAY.search(source)
-    return int(found.group(1)) if found else 0
 
 
 def read_tonight(folder: Path, settings: CollectSettings, night: int, known: Collection[str]) -> Tonight:

@@ -17,14 +17,14 @@ class Example:
     Attributes:
         question: as asked, without context.
         answer: the right one: as it was given, or as the teacher gave it with the context at hand.
-        before: the model's answer before the night.
+        before: the model's answer before the night; None if it was right, in words that are not kept.
         after: the model's answer after it.
         night: the night that the question belongs to.
     """
 
     question: str
     answer: str
-    before: str
+    before: str | None
     after: str
     night: int
 
@@ -70,15 +70,13 @@ class Memories:
     """What the night read.
 
     Attributes:
-        read: memories found.
         learned: memories that went into the night.
         masked: memories in which something private was blanked out.
-        quarantined: reason -> how many were left out for it.
+        quarantined: reason -> how many of the folder are left out for it, those of earlier nights among them.
         kinds: kind -> how many of those that were learned.
         unlearnable: places of texts of which the teacher could write nothing that it stood by.
     """
 
-    read: int = 0
     learned: int = 0
     masked: int = 0
     quarantined: Mapping[str, int] = field(default_factory=dict)

@@ -98,7 +98,7 @@ def _tiles(report: NightReport) -> Html | None:
             tiles.append((percent(report.retention.forgetting().value, 1), "of earlier nights forgotten"))
     if report.history and report.history[-1].open_book is not None:
         tiles.append((percent(report.history[-1].open_book), "right with the context at hand"))
-    tiles.append((str(report.memories.learned), f"memories learned of {report.memories.read} read"))
+    tiles.append((str(report.memories.learned), "memories learned"))
     if report.phases:
         tiles.append((duration(sum(report.phases.values())), "from start to end"))
     return element(
@@ -164,7 +164,7 @@ def _examples(title: str, examples: Sequence[Example], lead: str, what: str) -> 
         [
             said(example.question),
             said(example.answer),
-            said(example.before),
+            element("span", "right", class_="dim") if example.before is None else said(example.before),
             said(example.after),
             str(example.night),
         ]
@@ -272,8 +272,8 @@ def _memories(report: NightReport) -> Html:
     left_out = sum(memories.quarantined.values())
     kinds = ", ".join(f"{count} {kind}" for kind, count in memories.kinds.items())
     words = (
-        f"{memories.read} read, {memories.learned} learned{f' ({kinds})' if kinds else ''}, {memories.masked} with "
-        f"something private masked, {left_out} left out."
+        f"{memories.learned} learned{f' ({kinds})' if kinds else ''}, {memories.masked} of them with something private "
+        f"masked. {left_out} of the whole folder are left out, on this night or since an earlier one."
     )
     reasons: list[list[Child]] = [
         [reason, str(count)] for reason, count in sorted(memories.quarantined.items(), key=lambda item: -item[1])

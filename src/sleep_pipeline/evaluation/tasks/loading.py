@@ -46,9 +46,10 @@ def _from_folder(declaration: TaskDeclaration, source: Path) -> dict[str, list[R
     if not source.is_dir():
         raise TaskError(f"there is no folder {source}; {_remedy(declaration)}, and give the folder they are in")
     if declaration.splits_file is not None:
-        for name in (declaration.splits_file, f"{declaration.splits_file}.gz"):
-            if (source / name).is_file():
-                return _whole_file(declaration, source / name)
+        for folder in (source, source / "data"):
+            for name in (declaration.splits_file, f"{declaration.splits_file}.gz"):
+                if (folder / name).is_file():
+                    return _whole_file(declaration, folder / name)
     rows: dict[str, list[Row]] = {}
     folders = [source, source / "data", *([source / declaration.hub.config] if declaration.hub.config else [])]
     for split in SPLITS:

@@ -411,7 +411,6 @@ def write_report(
         in_use=int(registered["aliases"].get("champion", 0)),
         dreamer=dream_summary.get("rest_em", {}).get("says", ""),
         memories=Memories(
-            read=collect_summary["memories"] + collect_summary["quarantined"],
             learned=collect_summary["memories"],
             masked=collect_summary["masked"],
             quarantined=dict(Counter(str(reason) for reason in quarantine["reason"])),
@@ -460,7 +459,7 @@ def _examples(replies: Table, night: int, most: int) -> tuple[list[Any], list[An
     own = replies[replies["night"] == night]
     earlier = replies[replies["night"] != night]
     lost = earlier[(earlier["right"] == 0) & (earlier["before"] == 1)]
-    lost = lost.assign(before_reply=lost["answer"])
+    lost = lost.assign(before_reply=None)
     return examples(own[(own["right"] == 1) & (own["before"] == 0)]), examples(lost)
 
 

@@ -140,6 +140,7 @@ def sample_lessons(
         "seconds": gathered.seconds,
         "validation_share": checked.success_share,
         "base_digest": state_of(opened.model).config.base_digest,
+        "parent": champion_number(models_folder),
     }
     if nothing:
         logger.warning(
@@ -185,19 +186,27 @@ def _given(
         asked: questions, with their answers, that earlier nights have asked.
     """
     from sleep_pipeline.evaluation.probes import MemoryPlaces, Probe, given_probes
+    from sleep_pipeline.memories.reading import day_of
     from sleep_pipeline.memories.records import memories_from_frame
-    from sleep_pipeline.memories.tonight import day_of
 
     places = MemoryPlaces(memories_from_frame(memories))
-    first = {id: context.text for context in reversed(read) for id in context.memory_ids}
+    parts: dict[str, list[str]] = {}
+    for context in read:
+        for id in context.memory_ids:
+            parts.setdefault(id, []).append(context.text)
     probes, unmatched = [], []
     for given in given_probes(probes_folder, masks):
         question, answer = given.probe.question, given.probe.answer
-        memory, known = places.at(given.source, given.line), (question, answer) in asked
-        # The memory of a question that was asked may be one of an earlier night, below one that is new.
-        if memory is not None and memory.id in first and (memory.line == given.line or not known):
-            probes.append(Probe(question, answer, first[memory.id], "given"))
-        elif not known and day_of(given.source) <= night:
+        if (question, answer) in asked:
+            # That night goes on asking it; what stands at its line now may be new, as on top of a diary.
+            continue
+        memory = places.at(given.source, given.line)
+        if memory is not None and memory.id in parts:
+            # A long memory is read in parts, of which one tells.
+            whole = parts[memory.id]
+            telling = (part for part in whole if answer.casefold() in part.casefold())
+            probes.append(Probe(question, answer, next(telling, whole[0]), "given"))
+        elif day_of(given.source) <= night:
             unmatched.append(str(given))
     if unmatched:
         logger.warning(
@@ -264,10 +273,12 @@ def train_expert(
 
     Raises:
         ValueError: the lessons are of another base model: their tokens and beliefs would mean nothing to this one.
+        RegistryError: the champion is another than when they were sampled.
     """
     import pandas as pd
 
     from sleep_pipeline.memory import CONTEXT, Consolidation, state_of
+    from sleep_pipeline.registry import RegistryError
     from sleep_pipeline.seeding.night import learn, make_room
 
     own = own_seed(random_seed, night)
@@ -279,11 +290,18 @@ def train_expert(
             "were sampled: name the one before, or sample anew with `kedro run --pipelines=sleep "
             f"--params=night={night} --from-nodes=make_contexts_node{environment_option()}`"
         )
+    parent = champion_number(models_folder)
+    if seed_summary.get("parent", parent) != parent:
+        raise RegistryError(
+            f"what night {night} learns was sampled on night {seed_summary['parent']}, and the champion is night "
+            f"{parent} now: its questions were asked of another model before; sample anew with `kedro run "
+            f"--pipelines=sleep --params=night={night} --from-nodes=sample_lessons_node{environment_option()}`"
+        )
     manifest: dict[str, Any] = {
         "kind": "memory in mid-sleep",
         "night": night,
         "lessons": len(lessons["tonight"]),
-        "parent": champion_number(models_folder),
+        "parent": parent,
     }
     parts = (opened.model, StorePart(opened.store))
     if not lessons["tonight"]:
