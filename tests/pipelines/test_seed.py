@@ -207,7 +207,5 @@ def test_lessons_of_another_base_model_are_refused_before_anything_is_trained(
     nodes.train_expert(*given, {"base_digest": "now"}, tmp_path, tmp_path)
     nodes.train_expert(*given, {"base_digest": "now", "parent": 0}, tmp_path, tmp_path)
     # As after a rollback in the middle of the night.
-    with pytest.raises(
-        RegistryError, match=r"sampled on night 2, and the champion is night 0 now.*--from"
-    ):
+    with pytest.raises(RegistryError, match=r"sampled on night 2, and the champion is night 0 now.*--from"):
         nodes.train_expert(*given, {"base_digest": "now", "parent": 2}, tmp_path, tmp_path)
