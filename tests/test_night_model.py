@@ -1,11 +1,14 @@
 """A life's memory: which layers carry it, and what a checkpoint of another form is told."""
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sleep_pipeline.datasets.pretrained import MANIFEST
+from sleep_pipeline.memory import state_of
 from sleep_pipeline.night_model import LevelSettings, MachineSettings, MemorySettings, StorePart, open_model
 from sleep_pipeline.seeding.settings import ReplaySettings
 
@@ -78,3 +81,14 @@ def test_a_checkpoint_of_another_activation_is_refused_and_another_store_is_take
 def test_a_device_that_cannot_run_a_night_is_refused_with_what_to_do(device: str, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         MachineSettings(device=device)
+
+
+def test_models_of_earlier_nodes_are_gone_when_the_next_one_is_opened(base: str) -> None:
+    gc.disable()
+    try:
+        first = weakref.ref(state_of(opened(base).model).layers[0].base_layer)
+        assert first() is not None, "a model with a memory refers to itself"
+        opened(base)
+        assert first() is None
+    finally:
+        gc.enable()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -150,6 +151,8 @@ def open_base(name: str, machine: MachineSettings) -> tuple[PreTrainedModel, Pre
 
     if machine.threads is not None:
         torch.set_num_threads(machine.threads)
+    # A model with a memory refers to itself, so that those of the nodes before would stay until Python looks for such.
+    gc.collect()
     device = pick_device(machine.device)
     base, tokenizer = load_model(name, dtype=machine.dtype, trust_remote_code=machine.trust_remote_code)
     attention = machine.attention

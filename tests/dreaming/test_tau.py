@@ -99,7 +99,7 @@ def test_logits_are_bounded_and_every_probe_is_read_once(
     whole = measure.before(model)
     assert len(list(measure._batches(1, 512))) == 1
     longest = max(len(row.ids) - row.start for row in measure.rows)
-    monkeypatch.setattr(tau, "_LOGITS", 2 * longest * 512)
+    monkeypatch.setattr(tau, "LOGITS", 2 * longest * 512)
     batches = list(measure._batches(1, 512))
     assert sorted(index for batch in batches for index in batch) == list(range(len(many)))
     assert 1 < len(batches) < len(many)

@@ -225,6 +225,17 @@ def test_all_trials_of_a_stack_are_judged_at_once_each_by_its_own_rows() -> None
         assert not torch.allclose(alone, model(input_ids=tiny_models.tokens(2, 8, 100 + trial.index)).logits)
 
 
+def test_adapters_that_nobody_wants_are_not_kept() -> None:
+    def judge(model: nn.Module, trials: Sequence[int]) -> list[int]:
+        return list(trials)
+
+    kept, dropped = (run_trials(build(), DREAMS, SETTINGS, judge, keep=keep).trials for keep in (True, False))
+    assert [trial.outcome for trial in dropped] == [trial.outcome for trial in kept]
+    assert [trial.losses for trial in dropped] == [trial.losses for trial in kept]
+    numbers = [sum(factors.down.numel() for factors in trial.adapter.layers.values()) for trial in (*kept, *dropped)]
+    assert all(numbers[: len(kept)]) and not any(numbers[len(kept) :])
+
+
 def test_a_judge_must_return_one_outcome_a_trial() -> None:
     with pytest.raises(ValueError, match="returned 1 outcomes for 2 trials"):
         run_trials(build(), [DREAMS[0], DREAMS[0]], SETTINGS, lambda model, trials: [1.0])

@@ -26,6 +26,11 @@ def test_reply_likelihoods_are_those_of_single_unpadded_conversations(tiny_model
         for question, answer in (("Who?", "Mira."), ("Where does she live now?", "In Lower Geska by the river."))
     ]
     found = reply_log_probs(tiny_model, tiny_tokenizer, conversations)
+    # With room for the logits of one conversation at a time.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sleep_pipeline.generation.likelihood.LOGITS", 1)
+        for one, other in zip(found, reply_log_probs(tiny_model, tiny_tokenizer, conversations), strict=True):
+            assert one == pytest.approx(other, abs=1e-4)
     for messages, values in zip(conversations, found, strict=True):
         ids = tiny_tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
         at = len(

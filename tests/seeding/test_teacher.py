@@ -1,3 +1,4 @@
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,6 +44,14 @@ def test_pairs_are_read_and_anything_else_is_left_out() -> None:
 )
 def test_pairs_are_read_as_models_write_them(reply: str) -> None:
     assert read_pairs(reply) == [("Who?", "Mira.")]
+
+
+@pytest.mark.parametrize("reply", ["Question: " + "*" * 20_000, "Question: a" + " " * 20_000, "1. " * 20_000])
+def test_a_reply_of_one_mark_over_and_over_takes_no_time(reply: str) -> None:
+    began = time.process_time()
+    assert read_pairs(reply) == []
+    # Cubic time would be hours.
+    assert time.process_time() - began < 10
 
 
 def test_a_question_keeps_what_stands_in_it() -> None:

@@ -303,6 +303,20 @@ def test_gradient_checkpointing_changes_nothing(tiny_tokenizer: Any) -> None:
         torch.testing.assert_close(ended[1][name], value, rtol=1e-5, atol=1e-6)
 
 
+def test_a_model_that_checkpoints_of_itself_trains_as_one_that_does_not(tiny_tokenizer: Any) -> None:
+    ended = []
+    for checkpointing in (False, True):
+        model = asleep()
+        if checkpointing:
+            model.gradient_checkpointing_enable()  # type: ignore[operator]
+        trainer = trainer_of(model, tiny_tokenizer, reward=whimsical)
+        assert (trainer.last_block is None) == checkpointing
+        trainer.train()
+        ended.append(state(model))
+    for name, value in ended[0].items():
+        torch.testing.assert_close(ended[1][name], value, rtol=1e-5, atol=1e-6)
+
+
 def test_a_step_is_logged_and_what_the_student_said_is_kept_with_its_reward(tiny_tokenizer: Any) -> None:
     model = asleep()
     taught = lessons()

@@ -125,10 +125,9 @@ def sample_dreams(
         drawn = sampler.sample([request.messages() for request in requests], seed=seed, progress=title)
     for request, (reply,) in zip(requests, drawn, strict=True):
         text = reply.text.strip()
-        pairs, reason = _learnable(request.prompt, text, settings.unknown, withheld)
-        if not reply.ended:
-            reason = "cut off"
-        elif not says_as_written(tokenizer, text):
+        # What was cut off is not read: it may be one mark over and over.
+        pairs, reason = _learnable(request.prompt, text, settings.unknown, withheld) if reply.ended else ((), "cut off")
+        if reply.ended and not says_as_written(tokenizer, text):
             reason = "changed by the chat template"
         if reason is None:
             if withheld is not None:

@@ -274,7 +274,8 @@ def judge_dreams(
 
     def run(pairs: Sequence[tuple[int, int]]) -> list[Marks]:
         copies = [Dream(made[index].rows, seed=1000 * seed + number) for index, number in pairs]
-        return [trial.outcome for trial in run_trials(model, copies, settings.trials, measure, hired).trials]
+        tried = run_trials(model, copies, settings.trials, measure, hired, keep=False)
+        return [trial.outcome for trial in tried.trials]
 
     with _timed(clock, "trials"), workers_for(model, settings.trials, workers) if chosen else nullcontext() as hired:
         marks, verdicts = try_dreams(chosen, run, tau)

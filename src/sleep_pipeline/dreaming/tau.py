@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sleep_pipeline.dreaming.dreams import to_row
 from sleep_pipeline.dreaming.rows import IGNORED, Row, Stack, predictions, side_by_side
 from sleep_pipeline.dreaming.settings import TauSettings
+from sleep_pipeline.generation.likelihood import LOGITS
 from sleep_pipeline.generation.replies import GREEDY
 from sleep_pipeline.generation.sampler import end_marks
 from sleep_pipeline.memory.beside import network_of
@@ -64,10 +65,6 @@ class Measure(Protocol):
         ...
 
 
-_LOGITS = 2**27
-"""Numbers of the logits of one pass; each takes about eight bytes until it is a score."""
-
-
 class _Probes(ABC):
     """Reads every probe with every copy, some probes at a time."""
 
@@ -97,13 +94,13 @@ class _Probes(ABC):
         return [tuple(row) for row in found.tolist()]
 
     def _batches(self, copies: int, vocabulary: int) -> Iterator[list[int]]:
-        """Probes of like length, each a row a copy, with logits of `_LOGITS` numbers at most."""
+        """Probes of like length, each a row a copy, with logits of `LOGITS` numbers at most."""
         size, batch = max(1, self.rows_at_once // copies), list[int]()
         for index in sorted(range(len(self.rows)), key=lambda index: len(self.rows[index].ids)):
             grown = [*batch, index]
             # Logits are made from the first answer's beginning to the longest one's end.
             width = len(self.rows[index].ids) - min(self.rows[at].start for at in grown)
-            if batch and (len(grown) > size or len(grown) * copies * width * vocabulary > _LOGITS):
+            if batch and (len(grown) > size or len(grown) * copies * width * vocabulary > LOGITS):
                 yield batch
                 grown = [index]
             batch = grown

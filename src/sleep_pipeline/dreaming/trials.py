@@ -54,7 +54,7 @@ class Trial:
 
     Attributes:
         index: of the dream.
-        adapter: the trained adapter, a stack of one, for `adapters_on`.
+        adapter: the trained adapter, a stack of one, for `adapters_on`; of none where it was not kept.
         losses: before each of its steps, nats a token.
         outcome: what `evaluate` said; None without it.
     """
@@ -104,6 +104,7 @@ def run_trials(
     settings: TrialSettings,
     evaluate: Evaluate | None = None,
     workers: Workers | None = None,
+    keep: bool = True,
 ) -> TrialReport:
     """Train an adapter on every dream, each isolated from the others, and judge the trained copies.
 
@@ -116,6 +117,7 @@ def run_trials(
         settings: see `TrialSettings`.
         evaluate: see `Evaluate`.
         workers: processes that hold the model; None for those that `settings.workers` asks for, for this call alone.
+        keep: whether the trained adapters stay on the device; hundreds take gigabytes of a large model's.
 
     Raises:
         BlockError: the model has no decoder layers.
@@ -127,7 +129,7 @@ def run_trials(
         from sleep_pipeline.dreaming.workers import workers_for
 
         with workers_for(model, settings) as hired:
-            return run_trials(model, dreams, settings, evaluate, hired)
+            return run_trials(model, dreams, settings, evaluate, hired, keep)
     layout = lay_out(model, settings.rank, settings.alpha, settings.targets)
     config = text_config(model)
     window = getattr(config, "max_position_embeddings", None)
@@ -136,9 +138,9 @@ def run_trials(
     with _frozen(model), torch.enable_grad():
         groups = _groups(model, layout, dreams, fit, settings)
     if workers is None:
-        stacks = [run_stack(model, dreams, group, settings, evaluate) for group in groups]
+        stacks = [run_stack(model, dreams, group, settings, evaluate, keep) for group in groups]
     else:
-        stacks = workers.run(model, dreams, share_out(groups, dreams, workers.count), settings, evaluate)
+        stacks = workers.run(model, dreams, share_out(groups, dreams, workers.count), settings, evaluate, keep)
     trials = {trial.index: trial for stack in stacks for trial in stack}
     dropped = tuple(Dropped(index, reason) for index, reason in enumerate(faults) if reason is not None)
     return TrialReport(tuple(trials[index] for index in fit), dropped)
@@ -150,6 +152,7 @@ def run_stack(
     group: Sequence[int],
     settings: TrialSettings,
     evaluate: Evaluate | None = None,
+    keep: bool = True,
 ) -> list[Trial]:
     """One stack of `run_trials`: the trials of the dreams in `group`, which can all be tried."""
     layout = lay_out(model, settings.rank, settings.alpha, settings.targets)
@@ -157,7 +160,10 @@ def run_stack(
         flat, history = _train(model, layout, [dreams[index] for index in group], settings)
         adapters = layout.views(flat)
         outcomes = _judge(model, adapters, group, settings, evaluate)
-    return [Trial(index, adapters.select([k]), tuple(history[k]), outcomes[k]) for k, index in enumerate(group)]
+    return [
+        Trial(index, adapters.select([k] if keep else []), tuple(history[k]), outcomes[k])
+        for k, index in enumerate(group)
+    ]
 
 
 def share_out(groups: Sequence[Sequence[int]], dreams: Sequence[Dream], workers: int) -> list[list[int]]:

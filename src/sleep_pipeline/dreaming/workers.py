@@ -85,6 +85,7 @@ class Workers:
         groups: Sequence[Sequence[int]],
         settings: TrialSettings,
         evaluate: Evaluate | None = None,
+        keep: bool = True,
     ) -> list[list[Trial]]:
         """Train and judge stacks, each by the next worker that is free.
 
@@ -94,6 +95,7 @@ class Workers:
             groups: the stacks, as indices of dreams.
             settings: see `TrialSettings`.
             evaluate: see `Evaluate`; every worker gets a copy.
+            keep: whether the trained adapters come back.
 
         Raises:
             ValueError: the workers hold another model.
@@ -104,7 +106,7 @@ class Workers:
 
         if model is not self._model:
             raise ValueError("the workers hold another model than the trials are to start from; call hold(model) first")
-        task = ray.put((list(dreams), settings, evaluate))
+        task = ray.put((list(dreams), settings, evaluate, keep))
         device = next(model.parameters()).device
         pool = ActorPool(self._actors)
         try:
@@ -171,9 +173,11 @@ class _Worker:
     def hold(self, model: nn.Module) -> None:
         self.model = model.to(self.device)
 
-    def run(self, task: tuple[Sequence[Dream], TrialSettings, Evaluate | None], group: Sequence[int]) -> list[Trial]:
-        dreams, settings, evaluate = task
-        trials = run_stack(self.model, dreams, group, settings, evaluate)
+    def run(
+        self, task: tuple[Sequence[Dream], TrialSettings, Evaluate | None, bool], group: Sequence[int]
+    ) -> list[Trial]:
+        dreams, settings, evaluate, keep = task
+        trials = run_stack(self.model, dreams, group, settings, evaluate, keep)
         return [replace(trial, adapter=trial.adapter.to("cpu")) for trial in trials]
 
 

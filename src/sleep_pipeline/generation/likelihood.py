@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,9 @@ from sleep_pipeline.generation.modes import evaluating
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+LOGITS = 2**27
+"""Numbers of the logits of one pass; each takes about eight bytes until it is a score."""
 
 
 def encode_reply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> tuple[list[int], int]:
@@ -91,6 +94,20 @@ def says_as_written(tokenizer: PreTrainedTokenizerBase, answer: str) -> bool:
     return True
 
 
+def _logit_batches(encoded: Sequence[tuple[list[int], int]], batch_size: int, vocabulary: int) -> Iterator[list[int]]:
+    """Conversations of like length, whose logits from the first answer's predictor on are at most `LOGITS` numbers."""
+    batch: list[int] = []
+    for index in sorted(range(len(encoded)), key=lambda index: len(encoded[index][0])):
+        grown = [*batch, index]
+        width = len(encoded[index][0]) - min(encoded[each][1] for each in grown) + 1
+        if batch and (len(grown) > batch_size or len(grown) * width * vocabulary > LOGITS):
+            yield batch
+            grown = [index]
+        batch = grown
+    if batch:
+        yield batch
+
+
 def reply_log_probs(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -111,10 +128,8 @@ def reply_log_probs(
     import torch
 
     encoded = [encode_reply(tokenizer, messages) for messages in conversations]
-    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index][0]))
     found: list[list[float]] = [[] for _ in encoded]
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    for batch in _logit_batches(encoded, batch_size, model.config.get_text_config().vocab_size):
         padded = tokenizer.pad(
             {"input_ids": [encoded[index][0] for index in batch]}, padding_side="right", return_tensors="pt"
         ).to(model.device)

@@ -143,8 +143,9 @@ def shares(prompts: Sequence[TeacherPrompt], replies: int) -> list[int]:
     return counts
 
 
-_MARK = r"[ \t]*(?:[*_#>-]+[ \t]*)?(?:\d+[.)][ \t]*)?[*_]*"
-_LABEL = r"[ \t]*\d*[ \t]*[*_]*[ \t]*:[ \t]*[*_]*[ \t]*(\S.*?)[ \t]*[*_]*[ \t]*"
+# Nothing is given back that was taken (`*+`): a reply may be one mark or space over and over, hundreds of times.
+_MARK = r"[ \t]*+(?:[*_#>-]++[ \t]*+)?(?:\d++[.)][ \t]*+)?[*_]*+"
+_LABEL = r"[ \t]*+\d*+[ \t]*+[*_]*+[ \t]*+:[ \t]*+[*_]*+[ \t]*+(\S.*+)"
 _PAIR = re.compile(rf"^{_MARK}(?:Question|Q){_LABEL}\n\s*{_MARK}(?:Answer|A){_LABEL}$", flags=re.M | re.I)
 
 
@@ -154,12 +155,17 @@ def read_pairs(reply: str) -> list[tuple[str, str]]:
     Numbers, Markdown around the two words, `Q:` and `A:`, and blank lines in between are read as well: models write
     them unasked.
     """
-    return [(question.strip(), answer.strip()) for question, answer in _PAIR.findall(reply)]
+    return [(_bare(question), _bare(answer)) for question, answer in _PAIR.findall(reply)]
+
+
+def _bare(text: str) -> str:
+    """Without Markdown's marks after it."""
+    return text.strip().rstrip("*_").strip()
 
 
 def without_pairs(reply: str, unwanted: Callable[[str], bool]) -> str:
     """A reply without the pairs whose questions are unwanted."""
-    kept = _PAIR.sub(lambda found: "" if unwanted(found[1].strip()) else found[0], reply)
+    kept = _PAIR.sub(lambda found: "" if unwanted(_bare(found[1])) else found[0], reply)
     return reply if kept == reply else re.sub(r"\n\s*\n", "\n", kept).strip()
 
 

@@ -166,7 +166,8 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         self.remove_callback(PrinterCallback)
         self.head: Head = answer_head(self.model)
         # Passes that are run twice, or whose gates are watched, work for all positions.
-        everywhere = optimizer.gradient_checkpointing or settings.replay.gate_penalty
+        twice = any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules())
+        everywhere = twice or optimizer.gradient_checkpointing or settings.replay.gate_penalty
         self.last_block = None if everywhere else last_block_of(self.model)
         self.sampler = TransformersSampler(
             self.model,
@@ -319,9 +320,8 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         spans = [(lesson.start, len(lesson.ids)) for lesson in off]
         spoken = []
         if self.says:
-            for index, cut, completion in zip(
-                inputs["lesson"].tolist(), inputs["cut"].tolist(), inputs["completion"].tolist(), strict=True
-            ):
+            columns = (inputs[name].tolist() for name in ("lesson", "cut", "completion"))
+            for index, cut, completion in zip(*columns, strict=True):
                 lesson = self.pools["tonight"][index]
                 begin = lesson.ids[: lesson.start + cut]
                 answer = tuple(token for token in completion if token >= 0)
