@@ -294,13 +294,20 @@ def test_on_a_cpu_the_student_speaks_without_autocast(tiny_tokenizer: Any) -> No
 
 def test_gradient_checkpointing_changes_nothing(tiny_tokenizer: Any) -> None:
     ended = []
+    asked: list[bool] = []
     for checkpointing in (False, True):
         model = asleep()
+        model.get_input_embeddings().register_forward_hook(  # type: ignore[operator]
+            lambda module, args, output: asked.append(output.requires_grad)
+        )
         given = settings(optimizer={"gradient_checkpointing": checkpointing})
         trainer_of(model, tiny_tokenizer, reward=whimsical, settings=given).train()
         ended.append(state(model))
     for name, value in ended[0].items():
         torch.testing.assert_close(ended[1][name], value, rtol=1e-5, atol=1e-6)
+    # Layers below the first expert are run once and not back-propagated through.
+    assert asked and not any(asked)
+    assert "enable_input_require_grads" not in vars(model.get_base_model())  # type: ignore[operator]
 
 
 def test_a_model_that_checkpoints_of_itself_trains_as_one_that_does_not(tiny_tokenizer: Any) -> None:

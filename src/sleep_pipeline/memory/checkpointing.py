@@ -6,7 +6,7 @@ that the second computation runs under the switches of the first. Code that chec
 `checkpoint_context(model)` to `torch.utils.checkpoint.checkpoint` as `context_fn`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -89,3 +89,16 @@ def checkpoint_context(
         return nullcontext(), again([layer.switches() for layer in layers])
 
     return contexts
+
+
+@contextmanager
+def inputs_without_gradients(lm: nn.Module) -> Iterator[None]:
+    """Let nobody make the embedding's output require gradients, as trainers do for reentrant checkpointing.
+
+    Layers below the first one that trains would be run twice and back-propagated through, for nothing.
+    """
+    lm.__dict__["enable_input_require_grads"] = lambda: None
+    try:
+        yield
+    finally:
+        del lm.__dict__["enable_input_require_grads"]

@@ -38,11 +38,12 @@ from sleep_pipeline.generation.likelihood import question_reader
 from sleep_pipeline.generation.sampler import SamplingSettings, TransformersSampler
 from sleep_pipeline.hardware import hand_back_memory
 from sleep_pipeline.memory import base_view, state_of, teacher_view, trace_routing
+from sleep_pipeline.memory.checkpointing import inputs_without_gradients
 from sleep_pipeline.optimizers import MuonAdamW, matrices_and_others
 from sleep_pipeline.seeding.batches import Batch, batches, join_teachers, pad, positions
 from sleep_pipeline.seeding.checkpoints import load_trained, run_digest, save_trained
 from sleep_pipeline.seeding.divergences import Head, LiveTeacher, compare_tokens
-from sleep_pipeline.seeding.hidden import answer_head, hidden_states, last_block_of
+from sleep_pipeline.seeding.hidden import answer_head, causal_lm, hidden_states, last_block_of
 from sleep_pipeline.seeding.lessons import Lesson
 from sleep_pipeline.seeding.progress import Bar
 from sleep_pipeline.seeding.rewards import RewardFunction
@@ -113,8 +114,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         self.penalty = penalty
         self.rewarded = reward is not None
         self.says = bool(settings.prompts) and any(lesson.teacher_prompt for lesson in lessons)
-        imitation = settings.imitation
-        optimizer = settings.optimizer
+        imitation, optimizer = settings.imitation, settings.optimizer
         device = next(model.parameters()).device
         arguments = GRPOConfig(
             output_dir=str(output_dir),
@@ -155,14 +155,15 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         self._end = _silent_ids(processing_class)
         self._question = question_reader(processing_class)
         self._caches = getattr(model.config, "use_cache", None)
-        super().__init__(
-            model=model,
-            reward_funcs=[reward or _no_reward],
-            args=arguments,
-            train_dataset=self._prompts(arguments.world_size),
-            processing_class=processing_class,
-            callbacks=[*([Bar("training the expert")] if progress else []), *(callbacks or [])],
-        )
+        with inputs_without_gradients(causal_lm(model)):
+            super().__init__(
+                model=model,
+                reward_funcs=[reward or _no_reward],
+                args=arguments,
+                train_dataset=self._prompts(arguments.world_size),
+                processing_class=processing_class,
+                callbacks=[*([Bar("training the expert")] if progress else []), *(callbacks or [])],
+            )
         self.remove_callback(PrinterCallback)
         self.head: Head = answer_head(self.model)
         # Passes that are run twice, or whose gates are watched, work for all positions.
@@ -189,10 +190,10 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         Accelerate leaves its forward pass in autocast for good, and a mark by which the next training would take the
         model for prepared already, and train without autocast. The trainer switches the cache of `generate` off.
         """
-        own: dict[str, Any] = self.model.__dict__
-        forward = own.get("forward")
+        own, forward = self.model.__dict__, self.model.__dict__.get("forward")
         try:
-            return super().train(*args, **kwargs)
+            with inputs_without_gradients(causal_lm(self.model)):
+                return super().train(*args, **kwargs)
         finally:
             for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
                 own.pop(name, None)
@@ -401,8 +402,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         self, spoken: Sequence[tuple[Lesson, tuple[int, ...], tuple[int, ...]]], device: torch.device
     ) -> LiveTeacher:
         """The teachers' last hidden states where they would say what the student said."""
-        hidden = [torch.empty(0)] * len(spoken)
-        model = self.accelerator.unwrap_model(self.model)
+        hidden, model = [torch.empty(0)] * len(spoken), self.accelerator.unwrap_model(self.model)
         for number, view in enumerate(self.views):
             mine = [index for index, (lesson, *_) in enumerate(spoken) if lesson.view == number]
             if not mine:
