@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from sleep_pipeline.evaluation.probes import MemoryPlaces, Probe, ProbeError, given_probes, grade
-from sleep_pipeline.memories.records import Content, Memory
-from sleep_pipeline.memories.settings import MaskSettings
+from sleep_pipeline.memories.reading import read_folder
+from sleep_pipeline.memories.records import Content, Memory, memories_from_frame, memories_to_frame
+from sleep_pipeline.memories.settings import CollectSettings, MaskSettings
 
 GOOD = {"question": "Who lives in Geska?", "answer": "Mira", "source": "memories/notes.md:3"}
 
@@ -94,6 +95,17 @@ def test_a_line_belongs_to_the_last_memory_that_begins_there_or_above(source: st
     memories = [memory("m/notes.md", 7), memory("m/notes.md", 3), memory("m/rows.jsonl", 4, "two\nlines")]
     found = MemoryPlaces([*memories, memory("m/table.CSV", 4, "two\nlines")]).at(source, line)
     assert (None if found is None else found.line) == begins
+
+
+def test_a_line_below_a_passage_that_ended_is_none_of_its(tmp_path: Path) -> None:
+    diary = tmp_path / "m" / "diary.md"
+    diary.parent.mkdir()
+    diary.write_text("# Friday\n\nNew today.\n\n# Thursday\n\nOld.\n", encoding="utf-8")
+    (new, old) = read_folder(diary.parent, CollectSettings()).memories
+    assert [(memory.line, memory.end) for memory in (new, old)] == [(1, 3), (5, 7)]
+    # Thursday was learned on an earlier night.
+    tonight = MemoryPlaces(memories_from_frame(memories_to_frame([new])))
+    assert tonight.at("m/diary.md", 3) == new and tonight.at("m/diary.md", 7) is None
 
 
 @pytest.mark.parametrize(

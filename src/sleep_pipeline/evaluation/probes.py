@@ -162,8 +162,8 @@ class MemoryPlaces:
     def at(self, source: str, line: int) -> Memory | None:
         """The memory that a line belongs to: the last one of its file that begins there or above.
 
-        In a table of rows nothing belongs to a memory below its last line, so a row that was left out does not count
-        as the one above it.
+        Nothing belongs to a memory below its last line, so that neither a row that was left out nor a passage of an
+        earlier night counts as the one above it.
         """
         above = [memory for memory in self._files.get(source, ()) if memory.line <= line]
         if not above:
@@ -181,7 +181,7 @@ def _last_line(memory: Memory) -> int | None:
     if reader == "csv":
         fields = (memory.text, memory.label, memory.question, memory.answer)
         return memory.line + sum(field.count("\n") for field in fields if field)
-    return None
+    return memory.end or None
 
 
 def ask(

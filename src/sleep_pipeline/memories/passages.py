@@ -20,7 +20,7 @@ class _Passage:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self.start = 0
+        self.start = self.end = 0
         self.size = 0
         self.empty_lines = 0
         self.problems: list[Line] = []
@@ -32,6 +32,8 @@ class _Passage:
             return
         if not self.start and line.text.strip():
             self.start = line.number
+        if line.text.strip():
+            self.end = line.number
         if self.start:
             self.lines.append(line.text)
             self.size += len(line.text) + 1
@@ -42,7 +44,7 @@ class _Passage:
         for line in self.problems:
             yield Found(line.number, reason=line.problem or "", excerpt=line.text)
         if text := "\n".join(self.lines).strip("\n").rstrip():
-            yield Found(self.start, Content("text", text="\n".join([*above, text])))
+            yield Found(self.start, Content("text", text="\n".join([*above, text])), end=self.end)
 
 
 def read_passages(

@@ -200,6 +200,7 @@ def _memory(source: str, found: Found, changed_ns: int, settings: CollectSetting
         digest=digest,
         flags=content.flags,
         masked=masked,
+        end=found.end,
     )
     flags = injection_flags(memory.rendered()) if settings.injection != "ignore" else ()
     if flags and settings.injection == "quarantine":

@@ -84,6 +84,7 @@ class Memory:
         digest: of what it says, after masking; where an earlier night has learned its beginning, with that.
         flags: `prompt_injection`, `control_tokens`, `hidden_characters`, `unread_time`.
         masked: how many secrets, e-mail addresses and so on were masked.
+        end: the last line of a passage; 0 where that is not known, as in tables of earlier releases.
     """
 
     id: str
@@ -99,6 +100,7 @@ class Memory:
     digest: str
     flags: tuple[str, ...] = ()
     masked: dict[str, int] = field(default_factory=dict)
+    end: int = 0
 
     def rendered(self) -> str:
         """The memory as running text: what a teacher reads, and what duplicates are found by."""
@@ -182,6 +184,8 @@ def memories_from_frame(frame: pd.DataFrame) -> list[Memory]:
     Raises:
         ValueError: a column is missing or a row has an unknown kind.
     """
+    if "end" not in frame.columns:
+        frame = frame.assign(end=0)
     missing = [name for name in MEMORY_COLUMNS if name not in frame.columns]
     if missing:
         raise ValueError(f"the table of memories lacks the columns {missing}; make it with memories_to_frame")
@@ -193,7 +197,7 @@ def memories_from_frame(frame: pd.DataFrame) -> list[Memory]:
         texts = {name: row[name] if isinstance(row[name], str) else None for name in _TEXTS}
         read = {name: json.loads(row[name]) for name in _JSON}
         lists = {"messages": tuple(read["messages"]), "flags": tuple(read["flags"]), "masked": read["masked"]}
-        values: dict[str, Any] = {**row, **texts, **lists, "line": int(row["line"])}
+        values: dict[str, Any] = {**row, **texts, **lists, "line": int(row["line"]), "end": int(row["end"])}
         memories.append(Memory(**values))
     return memories
 
@@ -217,6 +221,6 @@ def duplicates_to_frame(duplicates: Iterable[Duplicate]) -> pd.DataFrame:
 def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
     import pandas as pd
 
-    kinds = {"line": "int64", "of_line": "int64", "similarity": "float64"}
+    kinds = {"line": "int64", "end": "int64", "of_line": "int64", "similarity": "float64"}
     frame = pd.DataFrame(rows, columns=list(columns))
     return frame.astype({name: kinds.get(name, "string") for name in columns})

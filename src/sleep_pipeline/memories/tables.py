@@ -27,12 +27,14 @@ class Found:
         content: None if it was rejected.
         reason: why it was rejected.
         excerpt: its beginning, unmasked.
+        end: the last line of a passage that says something; 0 where that is not known.
     """
 
     line: int
     content: Content | None = None
     reason: str = ""
     excerpt: str = ""
+    end: int = 0
 
 
 def _found(line: int, row: Any, excerpt: str) -> Found:
