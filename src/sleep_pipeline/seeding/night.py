@@ -190,6 +190,9 @@ def learn(
         progress: whether to show a bar.
         resume: whether to go on from the last complete checkpoint of the same run in `folder`, if there is one.
         penalty: see `KnowledgeSeedingTrainer`.
+
+    Raises:
+        OSError: a checkpoint cannot be written.
     """
     from sleep_pipeline.seeding.checkpoints import last_checkpoint
     from sleep_pipeline.seeding.trainer import KnowledgeSeedingTrainer
@@ -221,7 +224,16 @@ def learn(
             penalty=penalty,
         )
         last = last_checkpoint(place, trainer.run) if resume else None
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        try:
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        except RuntimeError as error:
+            # What torch says of a file that it could not write to its end.
+            if "inline_container" not in str(error):
+                raise
+            raise OSError(
+                f"a checkpoint of the training could not be written to {place}: is the disk full? The same command "
+                f"goes on from the last whole one ({error})"
+            ) from error
     return Learned(trainer.history, trainer.rollouts, time.perf_counter() - began)
 
 
