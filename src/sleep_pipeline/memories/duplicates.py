@@ -81,8 +81,9 @@ def drop_near_duplicates(
 
 
 def _brings_facts(memory: Memory, other: Memory) -> bool:
-    """Whether one has a word or a label that the other lacks: a lamp that is off is no less of a fact than a name, and
-    neither is a door of which "not safe" was taken back.
+    """Whether one has a word or a label that the other lacks.
+
+    A lamp that is off is no less of a fact than a name, and to take back a "not" is one as well.
     """
     news, known = ({word.casefold() for word in _WORD.findall(one.rendered())} for one in (memory, other))
     return memory.label != other.label or news != known
