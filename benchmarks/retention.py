@@ -12,10 +12,11 @@ Every night brings 8 made-up documents of 4 facts each, in wordings that the mod
 every earlier night's questions are asked without the documents, in held-out wordings; an answer is right if it is the
 fact's value, letter for letter. Recall is relative to what the base model answers with the documents before it.
 
-Rivals train the same number of steps with the same optimizer on as many tokens of the night: `documents_*` on the raw
-texts, `samples_*` on what the model itself says about them (hard labels), `distillation_*` on its distributions;
-`_lora` in one adapter with as many parameters as all of sleep's experts together, `_full` in all weights; `_replay`
-with as much replay as sleep, `_ewc` with elastic weight consolidation. What does without replay is faster by that much.
+Rivals train with the same optimizer on as many tokens of the night: `documents_*` on the raw texts, `samples_*` on what
+the model itself says about them (hard labels), `distillation_*` on its distributions; `_lora` in one adapter with as
+many parameters as all of sleep's experts together, `_full` in all weights; `_replay` with as much replay as sleep,
+`_ewc` with elastic weight consolidation. With `--equal steps` they take as many steps a night as sleep, with
+`--equal seconds` as many as are trained in the same time, by a short life of both, night by night in turn, beforehand.
 `joint_*` learn all documents at once, in as many steps of as many rows as all nights together, and are the bound.
 Ablations of sleep are named after what they lack or change.
 """
@@ -122,8 +123,40 @@ def at_once(days: Sequence[Day]) -> Day:
 
 def for_all(settings: SeedingSettings, nights: int) -> SeedingSettings:
     """The settings of one night that takes the steps and the rows of all of them."""
-    optimizer = settings.optimizer.model_copy(update={"steps": nights * settings.optimizer.steps})
-    return settings.model_copy(update={"optimizer": optimizer, "rows": settings.rows + settings.replay.stored_rows})
+    longer = with_steps(settings, nights * settings.optimizer.steps)
+    return longer.model_copy(update={"rows": settings.rows + settings.replay.stored_rows})
+
+
+def with_steps(settings: SeedingSettings, steps: int) -> SeedingSettings:
+    """The same settings with other steps a night."""
+    return settings.model_copy(update={"optimizer": settings.optimizer.model_copy(update={"steps": steps})})
+
+
+BRIEF = {
+    "teacher": {"replies": 4},
+    "replay": {"open_book_documents": 2, "open_book_replies": 2, "altered_texts": 16, "free_texts": 8},
+}
+"""Settings that change nothing about a step but how much there is to draw its rows from."""
+BRIEF_STEPS = 20
+
+
+def seconds_a_step(name: str, settings: SeedingSettings, nights: int, device: str) -> float:
+    """Seconds of a training step of `name` over those of sleep, over whole lives that take turns night by night."""
+    brief = SeedingSettings.model_validate(merged(settings.model_dump(by_alias=True), BRIEF))
+    brief = with_steps(brief, BRIEF_STEPS)
+    mine, other = (METHODS[method](*fresh_model(device), brief, nights, 0) for method in ("sleep", name))
+    for number in range(nights):
+        for learner in (mine, other):
+            learner.learn(live(0, f"timed {number}").documents, number + 1)
+    return sum(other.training_seconds) / sum(mine.training_seconds)
+
+
+def fresh_model(device: str) -> tuple[Any, Any]:
+    """The embedded model as it is loaded, with its tokenizer."""
+    model, tokenizer = load_model()
+    model.to(device)
+    model.set_attn_implementation("eager")
+    return model, tokenizer
 
 
 Maker = Callable[[Any, Any, SeedingSettings, int, int], Learner]
@@ -216,9 +249,7 @@ def run(
 ) -> Life:
     """Live through all nights, asking everything after each."""
     torch.manual_seed(seed)
-    model, tokenizer = load_model()
-    model.to(device)
-    model.set_attn_implementation("eager")
+    model, tokenizer = fresh_model(device)
     days = [live(seed, number, documents) for number in range(nights)]
     if name in JOINT:
         days, settings = [at_once(days)], for_all(settings, nights)
@@ -241,6 +272,8 @@ def run(
         if isinstance(learner, Sleep):
             last = learner.nights[-1]
             details.append({"lessons": len(last.gathered.lessons), **last.seconds})
+        else:
+            details.append({"steps": settings.optimizer.steps})
         if say:
             scores = " ".join(f"{statistics.mean(answers):.2f}" for answers in row)
             print(
@@ -346,6 +379,9 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--threads", type=int, default=None, help="of torch; default: its own choice")
     parser.add_argument("--device", default="cpu", help="where all of it runs; seconds of another device are no rivals")
+    parser.add_argument(
+        "--equal", choices=("steps", "seconds"), default="seconds", help="what rivals have as many of as sleep, a night"
+    )
     parser.add_argument("--set", default="{}", help="JSON of seeding settings to change, for trying things out")
     parser.add_argument("--table", action="store_true", help="only print what stands in the file, as Markdown")
     arguments = parser.parse_args()
@@ -377,6 +413,7 @@ def main() -> None:
         "nights": nights,
         "documents": documents,
         "facts": FACTS,
+        "equal": arguments.equal,
         "interval": "least and greatest of the seeds",
         "settings": settings.model_dump(by_alias=True, mode="json"),
         "memory": MEMORY.model_dump(mode="json"),
@@ -388,12 +425,18 @@ def main() -> None:
     git = git_state(Path(__file__).parent)
     commit = git.commit if git else None
     lives = earlier(arguments.json, protocol)
+    costs: dict[str, float] = {}
     for seed in seeds:
         for name in names:
             if str(seed) in lives.get(name, {}):
                 continue
             print(f"{name}, seed {seed}", flush=True)
-            life = run(name, settings, nights, seed, documents, True, arguments.device)
+            steps = settings.optimizer.steps
+            if arguments.equal == "seconds" and name in RIVALS and name not in JOINT:
+                costs[name] = costs.get(name) or seconds_a_step(name, settings, nights, arguments.device)
+                steps = max(1, round(steps / costs[name]))
+                print(f"    {steps} steps of {costs[name]:.2f} times the seconds of sleep's", flush=True)
+            life = run(name, with_steps(settings, steps), nights, seed, documents, True, arguments.device)
             lived = {**life.to_json(), "commit": commit}
             with nullcontext() if arguments.json is None else locked(arguments.json):
                 # Others may have written meanwhile.
@@ -418,7 +461,8 @@ def earlier(path: Path | None, protocol: dict[str, Any]) -> dict[str, dict[str, 
     # Settings that have come since were at their defaults.
     settings = SeedingSettings.model_validate(record["protocol"]["settings"])
     record["protocol"]["settings"] = settings.model_dump(by_alias=True, mode="json")
-    what = ("nights", "documents", "facts", "settings", "memory", "model")
+    record["protocol"].setdefault("equal", "steps")
+    what = ("nights", "documents", "facts", "equal", "settings", "memory", "model")
     other = [name for name in what if record["protocol"].get(name) != json.loads(json.dumps(protocol[name]))]
     if other:
         sys.exit(f"{path} holds lives of other {', '.join(other)}; write to another file, or delete that one")

@@ -122,6 +122,7 @@ class FineTuning:
         self._store = ReplayStore(kept.stored_capacity, kept.open_book_capacity)
         self._tokenizer, self._data, self._rank, self._replay, self._seed = tokenizer, data, rank, replay, seed
         self._anchor = Anchor(self.model, anchor) if anchor else None
+        self.training_seconds: list[float] = []
 
     def learn(self, documents: Sequence[str], night: int) -> None:
         """See `Learner`."""
@@ -139,16 +140,10 @@ class FineTuning:
         if not lessons:
             return
         settings = self._settings.model_copy(update={"rows": self._rows(lessons)})
-        learn(
-            self.model,
-            self._tokenizer,
-            lessons,
-            self._store,
-            settings,
-            own,
-            open_book,
-            penalty=self._anchor,
+        learned = learn(
+            self.model, self._tokenizer, lessons, self._store, settings, own, open_book, penalty=self._anchor
         )
+        self.training_seconds.append(learned.seconds)
         if self._replay:
             self._store.add("stored", lessons, night, self._seed)
             self._store.add("open_book", open_book, night, self._seed)

@@ -15,9 +15,15 @@ class Learner(Protocol):
     Attributes:
         model: the model as it is now, to be asked.
         stored: bytes that it keeps from one night to the next beside the base model.
+        training_seconds: of the training of every night, which sampling the teacher is no part of.
     """
 
     model: PreTrainedModel
+
+    @property
+    def training_seconds(self) -> list[float]:
+        """Seconds of training alone, one for each night that taught something."""
+        ...
 
     @property
     def stored(self) -> int:

@@ -58,6 +58,11 @@ class Sleep:
         )
 
     @property
+    def training_seconds(self) -> list[float]:
+        """See `Learner`."""
+        return [seeded.learned.seconds for seeded in self.nights if seeded.slot is not None]
+
+    @property
     def stored(self) -> int:
         """See `Learner`; free slots are not counted."""
         expert = sum(p.nbytes for n, p in self.model.named_parameters() if ".new_" in n)
