@@ -3,6 +3,7 @@
     python benchmarks/retention.py --json build/retention.json                      # sleep, 10 nights, 3 seeds
     python benchmarks/retention.py --methods all --json build/retention.json        # every rival, hours on two cores
     python benchmarks/retention.py --json build/retention.json --table              # what the file holds, as Markdown
+    python benchmarks/retention.py --json build/retention.json --figure build/retention.png              # as a picture
     python benchmarks/retention.py --quick                                          # under a minute: two short nights
 
 The file is written after every life, and lives that stand in it are not lived again: a table may take several sittings,
@@ -32,7 +33,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,17 @@ from sleep_pipeline.baselines.protocol import Learner
 from sleep_pipeline.baselines.sleep import Sleep
 from sleep_pipeline.corpora.worlds import WorldGenerator, draw_question, fill
 from sleep_pipeline.environment import apply_defaults
+from sleep_pipeline.evaluation.language import language_fit
 from sleep_pipeline.evaluation.retention import Retention
 from sleep_pipeline.evaluation.statistics import paired_difference
+from sleep_pipeline.evaluation.texts import ordinary_texts
 from sleep_pipeline.generation.replies import greedy_replies
 from sleep_pipeline.hardware import keep_freed_memory
 from sleep_pipeline.memory import ContinuumMemoryConfig
 from sleep_pipeline.memory.digest import base_digest
 from sleep_pipeline.night_model import MemorySettings
 from sleep_pipeline.registry import write_atomically
+from sleep_pipeline.reporting.retention import retention_plot
 from sleep_pipeline.seeding.settings import SeedingSettings
 from sleep_pipeline.tracking.git import git_state
 
@@ -223,7 +227,18 @@ RIVALS = [name for name in METHODS if name.startswith(("documents", "samples", "
 
 @dataclass(frozen=True)
 class Life:
-    """One method's nights with one seed."""
+    """One method's nights with one seed.
+
+    Attributes:
+        retention: all answers.
+        reading: share of unseen documents' questions that are right with the document, before the first night and
+            after each.
+        invented: the same without the document.
+        seconds: of each night, asking aside.
+        stored: bytes kept after the last.
+        details: what else is known of each night.
+        perplexity: on ordinary English, as `reading`; empty if it was not measured.
+    """
 
     retention: Retention
     reading: list[float]
@@ -231,11 +246,12 @@ class Life:
     seconds: list[float]
     stored: int
     details: list[dict[str, float]]
+    perplexity: list[float] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return the whole in JSON's types."""
-        own = {name: getattr(self, name) for name in ("reading", "invented", "seconds", "stored", "details")}
-        return {"retention": self.retention.to_json(), **own}
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {**own, "retention": self.retention.to_json()}
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Life:
@@ -255,6 +271,8 @@ def run(
         days, settings = [at_once(days)], for_all(settings, nights)
     probe = live(seed, "never learned", 16 * documents)
     open_book = [ask(model, tokenizer, day, open_book=True) for day in days]
+    texts = ordinary_texts([], Path())
+    perplexity = [language_fit(model, tokenizer, texts).perplexity]
     reading = [statistics.mean(ask(model, tokenizer, probe, open_book=True))]
     invented = [statistics.mean(ask(model, tokenizer, probe, open_book=False))]
     learner = METHODS[name](model, tokenizer, settings, nights, seed)
@@ -269,6 +287,7 @@ def run(
         retention = retention.append(night + 1, row, before=before, open_book=open_book[night])
         reading.append(statistics.mean(ask(learner.model, tokenizer, probe, open_book=True)))
         invented.append(statistics.mean(ask(learner.model, tokenizer, probe, open_book=False)))
+        perplexity.append(language_fit(learner.model, tokenizer, texts).perplexity)
         if isinstance(learner, Sleep):
             last = learner.nights[-1]
             details.append({"lessons": len(last.gathered.lessons), **last.seconds})
@@ -281,24 +300,37 @@ def run(
                 f"{reading[0]:.2f} -> {reading[-1]:.2f}, {seconds[-1]:.0f} s {details[-1] if details else ''}",
                 flush=True,
             )
-    return Life(retention, reading, invented, seconds, learner.stored, details)
+    return Life(retention, reading, invented, seconds, learner.stored, details, perplexity)
+
+
+MEASURES = {
+    "final_accuracy": ("accuracy", "share"),
+    "relative_recall": ("relative_recall", "share of the base model's answers with the documents"),
+    "forgetting": ("forgetting", "share, max minus last"),
+    "forgetting_since_learned": ("forgetting_since_learned", "share, first minus last"),
+    "backward_transfer": ("backward_transfer", "share"),
+}
+"""Names of figures, with those of `Retention` and their units."""
+BOTH = "seeds and questions, 95 %"
+SEEDS = "least and greatest seed"
 
 
 def figures(name: str, lives: Sequence[Life]) -> dict[str, Any]:
-    """Means over seeds with the range of the seeds' own values, and the intervals over questions of each seed."""
+    """Means over seeds, with their interval and what that is of."""
+    found: dict[str, Any] = {}
+    kept = [life.retention for life in lives]
+    for measure, (own, unit) in MEASURES.items():
+        if min(map(len, kept)) < 2 and measure not in ("final_accuracy", "relative_recall"):
+            continue
+        estimate = Retention.over_lives(kept, own)
+        interval = [estimate.low, estimate.high]
+        found[f"{name}.{measure}"] = {"value": estimate.value, "unit": unit, "interval": interval, "interval_of": BOTH}
     measures: dict[str, tuple[list[float], str]] = {
-        "final_accuracy": ([life.retention.accuracy().value for life in lives], "share"),
-        "relative_recall": (
-            [e.value for life in lives if (e := life.retention.relative_recall()) is not None],
-            "share of the base model's answers with the documents",
-        ),
-        "forgetting": ([life.retention.forgetting().value for life in lives], "share, max minus last"),
-        "forgetting_since_learned": (
-            [life.retention.forgetting_since_learned().value for life in lives],
-            "share, first minus last",
-        ),
-        "backward_transfer": ([life.retention.backward_transfer().value for life in lives], "share"),
         "reading_change": ([life.reading[-1] - life.reading[0] for life in lives], "share, with unseen documents"),
+        "perplexity_change": (
+            [life.perplexity[-1] / life.perplexity[0] - 1 for life in lives if life.perplexity],
+            "share of the base model's, on ordinary English",
+        ),
         "invented": ([life.invented[-1] for life in lives], "share right without ever having seen the document"),
         "seconds_a_night": ([statistics.mean(life.seconds) for life in lives], "s"),
         "seconds_last_over_second": (
@@ -307,11 +339,12 @@ def figures(name: str, lives: Sequence[Life]) -> dict[str, Any]:
         ),
         "stored_bytes": ([float(life.stored) for life in lives], "bytes"),
     }
-    return {
-        f"{name}.{measure}": {"value": statistics.mean(values), "unit": unit, "interval": [min(values), max(values)]}
-        for measure, (values, unit) in measures.items()
-        if values
-    }
+    for measure, (values, unit) in measures.items():
+        if values:
+            interval = [min(values), max(values)]
+            whole = {"value": statistics.mean(values), "unit": unit, "interval": interval, "interval_of": SEEDS}
+            found[f"{name}.{measure}"] = whole
+    return found
 
 
 def margin(lives: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -332,8 +365,10 @@ def margin(lives: dict[str, dict[str, Any]]) -> dict[str, Any]:
     _, rival, seeds = best
     after, before = ([a for seed in seeds for a in last_answers(lives[name][seed])] for name in ("sleep", rival))
     found = paired_difference(after, before)
-    unit = f"share, final accuracy above {rival}, seeds {', '.join(seeds)}, 95 % of the questions"
-    return {"sleep.margin_over_best_rival": {"value": found.value, "unit": unit, "interval": [found.low, found.high]}}
+    unit = f"share, final accuracy above {rival}, seeds {', '.join(seeds)}"
+    interval = [found.low, found.high]
+    figure = {"value": found.value, "unit": unit, "interval": interval, "interval_of": "questions, 95 %"}
+    return {"sleep.margin_over_best_rival": figure}
 
 
 def last_answers(life: dict[str, Any]) -> list[int]:
@@ -346,20 +381,21 @@ COLUMNS = {
     "relative_recall": "recall after its night, of the teacher's",
     "forgetting": "forgetting, max minus last",
     "reading_change": "reading",
+    "perplexity_change": "perplexity",
     "seconds_a_night": "s a night",
     "stored_bytes": "MB kept",
 }
 
 
 def table(record: dict[str, Any]) -> str:
-    """The methods of a file in Markdown: means over the seeds, with the least and the greatest seed."""
+    """The methods of a file in Markdown: means over the seeds, with the intervals of the figures."""
     figures, lives = record["figures"], record["lives"]
     lines = [f"| method (seeds) | {' | '.join(COLUMNS.values())} |", f"|---|{'---|' * len(COLUMNS)}"]
     for name in sorted(lives, key=lambda name: -figures[f"{name}.final_accuracy"]["value"]):
         cells = [f"{name} ({len(lives[name])})"]
         for measure in COLUMNS:
             figure = figures.get(f"{name}.{measure}")
-            if figure is None or (measure == "forgetting" and name in JOINT):
+            if figure is None:
                 cells.append("")
                 continue
             scale, digits = {"seconds_a_night": (1, 0), "stored_bytes": (1e-6, 1)}.get(measure, (1, 3))
@@ -367,6 +403,20 @@ def table(record: dict[str, Any]) -> str:
             cells.append(f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def show(record: dict[str, Any], as_table: bool, figure: Path | None) -> None:
+    """Print the table, draw the picture."""
+    if as_table:
+        print(table(record))
+    if figure is not None:
+        found = record["figures"]
+        best = sorted(record["lives"], key=lambda name: -found[f"{name}.final_accuracy"]["value"])
+        kept = {name: [Life.from_json(life).retention for life in record["lives"][name].values()] for name in best}
+        protocol = record["protocol"]
+        title = f"{protocol['nights']} nights of {protocol['documents'] * protocol['facts']} questions, embedded model"
+        figure.parent.mkdir(parents=True, exist_ok=True)
+        retention_plot(kept, title).savefig(figure, dpi=150)
 
 
 def main() -> None:
@@ -384,11 +434,12 @@ def main() -> None:
     )
     parser.add_argument("--set", default="{}", help="JSON of seeding settings to change, for trying things out")
     parser.add_argument("--table", action="store_true", help="only print what stands in the file, as Markdown")
+    parser.add_argument("--figure", type=Path, help="only draw what stands in the file, here")
     arguments = parser.parse_args()
-    if arguments.table:
+    if arguments.table or arguments.figure:
         if arguments.json is None or not arguments.json.exists():
-            parser.error(f"--table needs a file of lives that were lived: --json {arguments.json} is none")
-        print(table(json.loads(arguments.json.read_text(encoding="utf-8"))))
+            parser.error(f"--table and --figure need a file of lives that were lived: --json {arguments.json} is none")
+        show(json.loads(arguments.json.read_text(encoding="utf-8")), arguments.table, arguments.figure)
         return
     apply_defaults()
     keep_freed_memory()
@@ -414,7 +465,6 @@ def main() -> None:
         "documents": documents,
         "facts": FACTS,
         "equal": arguments.equal,
-        "interval": "least and greatest of the seeds",
         "settings": settings.model_dump(by_alias=True, mode="json"),
         "memory": MEMORY.model_dump(mode="json"),
         "model": base_digest(load_model()[0]),

@@ -77,6 +77,18 @@ def _relative_recall(means: _Means) -> Floats:
         return np.where(readable > 0, learned / readable, np.nan)
 
 
+_MEASURES: dict[str, tuple[Callable[[_Means], Floats], int]] = {
+    "accuracy": (_accuracy, 1),
+    "accuracy_over_time": (_accuracy_over_time, 1),
+    "backward_transfer": (_backward_transfer, 2),
+    "forgetting": (_forgetting, 2),
+    "forgetting_since_learned": (_forgetting_since_learned, 2),
+    "lost_last_night": (_lost_last_night, 2),
+    "relative_recall": (_relative_recall, 1),
+}
+"""Of means over questions, each with the least number of nights that it speaks of."""
+
+
 @dataclass(frozen=True)
 class Retention:
     """Every answer to every night's questions, night after night.
@@ -172,18 +184,18 @@ class Retention:
 
     def accuracy(self, seed: int = 0) -> Estimate:
         """ACC: mean over all nights' questions after the last night (Lopez-Paz and Ranzato 2017)."""
-        return self._estimate(_accuracy, seed, least=1)
+        return self._estimate(*_MEASURES["accuracy"], seed)
 
     def accuracy_over_time(self, seed: int = 0) -> Estimate:
         """Mean over the nights of what ACC was after each of them."""
-        return self._estimate(_accuracy_over_time, seed, least=1)
+        return self._estimate(*_MEASURES["accuracy_over_time"], seed)
 
     def backward_transfer(self, seed: int = 0) -> Estimate:
         """BWT: after the last night minus right after its own, mean over earlier nights (Lopez-Paz and Ranzato 2017).
 
         Negative where nights were forgotten. Nothing can be before the second night: 0 over 0 questions.
         """
-        return self._estimate(_backward_transfer, seed, least=2)
+        return self._estimate(*_MEASURES["backward_transfer"], seed)
 
     def forgetting(self, seed: int = 0) -> Estimate:
         """Best score before the last night minus the score after it, mean over earlier nights (Chaudhry et al. 2018).
@@ -191,7 +203,7 @@ class Retention:
         The best of several noisy scores is too high on average, the more so in resamples: of two definitions this is
         the stricter one, and its interval may lie above the value. Before the second night: 0 over 0 questions.
         """
-        return self._estimate(_forgetting, seed, least=2)
+        return self._estimate(*_MEASURES["forgetting"], seed)
 
     def forgetting_of_questions(self, seed: int = 0) -> Estimate:
         """As `forgetting`, but questions weigh alike instead of nights.
@@ -199,15 +211,15 @@ class Retention:
         A night of a single question, which is either right or wrong, then counts for no more than it can tell.
         """
         questions = np.array([len(row[-1]) for row in self.scores[:-1]], dtype=np.float64)
-        return self._estimate(lambda means: _forgotten(means) @ questions / questions.sum(), seed, least=2)
+        return self._estimate(lambda means: _forgotten(means) @ questions / questions.sum(), 2, seed)
 
     def forgetting_since_learned(self, seed: int = 0) -> Estimate:
         """Score right after its own night minus the score after the last, mean over earlier nights: `-BWT`."""
-        return self._estimate(_forgetting_since_learned, seed, least=2)
+        return self._estimate(*_MEASURES["forgetting_since_learned"], seed)
 
     def lost_last_night(self, seed: int = 0) -> Estimate:
         """Score before the last night minus the score after it, mean over earlier nights: what it alone cost."""
-        return self._estimate(_lost_last_night, seed, least=2)
+        return self._estimate(*_MEASURES["lost_last_night"], seed)
 
     def relative_recall(self, seed: int = 0) -> Estimate | None:
         """Closed-book right after a night as a share of the teacher's open-book score, over nights that have both.
@@ -217,7 +229,7 @@ class Retention:
         asked = [len(self.scores[j][j]) for j, cell in enumerate(self.open_book) if cell is not None and any(cell)]
         if not asked:
             return None
-        estimate = self._estimate(_relative_recall, seed, least=1)
+        estimate = self._estimate(*_MEASURES["relative_recall"], seed)
         return Estimate(estimate.value, estimate.low, estimate.high, sum(asked))
 
     def gain(self) -> Estimate | None:
@@ -228,6 +240,36 @@ class Retention:
         if not self.scores or (before := self.before[-1]) is None:
             return None
         return paired_difference(self.scores[-1][-1], before)
+
+    @classmethod
+    def over_lives(cls, lives: Sequence[Retention], measure: str, seed: int = 0) -> Estimate:
+        """Mean of a measure over lives, with a 95 % bootstrap over both the lives and each one's questions.
+
+        Few lives make for too narrow an interval: three of them are drawn from three.
+
+        Args:
+            lives: such as those of several seeds, each with questions of its own.
+            measure: `accuracy`, `accuracy_over_time`, `backward_transfer`, `forgetting`, `forgetting_since_learned`,
+                `lost_last_night` or `relative_recall`.
+            seed: of the bootstrap.
+
+        Raises:
+            ValueError: there is no life, a life is too short for the measure, or knows no teacher's answers.
+        """
+        if not lives:
+            raise ValueError(f"there is no life to take the {measure} of: give one at least")
+        of, least = _MEASURES[measure]
+        if (shortest := min(map(len, lives))) < least:
+            raise ValueError(f"{measure} needs {least} nights, and a life has {shortest}")
+        rng = np.random.default_rng(seed)
+        values = np.array([of(life._means()) for life in lives])
+        if np.isnan(values).any():
+            raise ValueError(f"{measure} needs the teacher's answers, which a life has not")
+        draws = np.stack([of(life._means(rng, _RESAMPLES)) for life in lives], axis=1)
+        drawn = rng.integers(len(lives), size=draws.shape)
+        low, high = np.nanquantile(np.take_along_axis(draws, drawn, axis=1).mean(1), [0.025, 0.975])
+        asked = sum(len(cell) for life in lives for cell in life.scores[-1])
+        return Estimate(float(values.mean()), float(low), float(high), asked)
 
     def summary(self, seed: int = 0) -> dict[str, Estimate | None]:
         """Return every measure by name; empty without a night."""
@@ -299,7 +341,7 @@ class Retention:
                 open_book[..., j] = weights @ np.array(teacher, dtype=np.float64)
         return _Means(R, open_book)
 
-    def _estimate(self, measure: Callable[[_Means], Floats], seed: int, least: int) -> Estimate:
+    def _estimate(self, measure: Callable[[_Means], Floats], least: int, seed: int) -> Estimate:
         if not self.scores:
             raise ValueError("no night has been evaluated yet: append one first")
         if len(self.scores) < least:
