@@ -25,6 +25,7 @@ def run_python(arguments: list[str], folder: Path) -> subprocess.CompletedProces
     )
 
 
+@pytest.mark.slow
 def test_listing_the_pipelines_imports_nothing_heavy(project_root: Path) -> None:
     script = f"""
 import sys
@@ -41,6 +42,7 @@ finally:
     assert "HEAVY []" in result.stdout
 
 
+@pytest.mark.slow
 def test_kedro_commands_work_under_our_name_from_any_folder_of_the_project(project_root: Path) -> None:
     result = run_python(["-m", "sleep_pipeline", "registry", "list"], project_root / "conf" / "base")
     assert result.returncode == 0, result.stderr

@@ -254,6 +254,7 @@ def test_outside_a_project_the_error_says_what_to_do(tmp_path: Path, monkeypatch
     assert "lies in no Kedro project" in invoke("lineage").output
 
 
+@pytest.mark.slow
 def test_neither_command_loads_anything_heavy(project: Path) -> None:
     script = """
 import sys

@@ -56,6 +56,7 @@ def test_the_stage_watches_the_parameters_that_the_pipeline_takes(project_root: 
     assert taken <= yaml.safe_load((project_root / file).read_text(encoding="utf-8")).keys()
 
 
+@pytest.mark.slow
 def test_dvc_accepts_the_file(project_root: Path) -> None:
     command = [sys.executable, "-m", "dvc", "stage", "list", "--name-only"]
     result = subprocess.run(command, cwd=project_root, capture_output=True, text=True, check=False)

@@ -69,6 +69,7 @@ def test_a_run_s_stage_depends_on_the_code_that_a_method_is_made_of(stage: dict[
     assert [path for path in loaded if not any(path.is_relative_to(folder) for folder in watched)] == []
 
 
+@pytest.mark.slow
 def test_dvc_accepts_the_runs(project_root: Path, stage: dict[str, Any]) -> None:
     command = [sys.executable, "-m", "dvc", "stage", "list", "--name-only", FILE]
     result = subprocess.run(command, cwd=project_root, capture_output=True, text=True, check=False)

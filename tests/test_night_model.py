@@ -52,6 +52,7 @@ def test_layers_below_the_start_are_the_base_models_own(base: str) -> None:
     assert layers == [1]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_whose_memory_starts_elsewhere_is_refused_with_the_remedy(base: str, tmp_path: Path) -> None:
     checkpoint = saved(opened(base), tmp_path / "night")
     opened(base, checkpoint)
@@ -59,6 +60,7 @@ def test_a_checkpoint_whose_memory_starts_elsewhere_is_refused_with_the_remedy(b
         opened(base, checkpoint, starts_at=0.0)
 
 
+@pytest.mark.slow
 def test_a_memory_that_names_no_layers_has_one_in_each(base: str, tmp_path: Path) -> None:
     night = opened(base, starts_at=0.0)
     night.model.peft_config["default"].layers_to_transform = None
@@ -68,6 +70,7 @@ def test_a_memory_that_names_no_layers_has_one_in_each(base: str, tmp_path: Path
         opened(base, checkpoint)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_activation_is_refused_and_another_store_is_taken(base: str, tmp_path: Path) -> None:
     checkpoint = saved(opened(base), tmp_path / "night")
     with pytest.raises(ValueError, match=r"activation is 'silu', asked for 'relu'"):
@@ -83,6 +86,7 @@ def test_a_device_that_cannot_run_a_night_is_refused_with_what_to_do(device: str
         MachineSettings(device=device)
 
 
+@pytest.mark.slow
 def test_models_of_earlier_nodes_are_gone_when_the_next_one_is_opened(base: str) -> None:
     gc.disable()
     try:

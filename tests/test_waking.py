@@ -104,6 +104,7 @@ def woken(life: Path, night: int) -> Awake:
     return wake_night(NightRegistry(life), night, MachineSettings(device="cpu"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("night", [1, 2, 3])
 def test_the_sides_are_the_parents_checkpoint_and_the_nights(life: Path, base: str, night: int) -> None:
     import torch
@@ -115,6 +116,7 @@ def test_the_sides_are_the_parents_checkpoint_and_the_nights(life: Path, base: s
     assert not torch.allclose(before, after, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_the_parents_checkpoint_is_read_only_where_experts_were_merged(life: Path, tmp_path: Path) -> None:
     copied = shutil.copytree(life, tmp_path / "life")
     shutil.rmtree(copied / "night_001")
@@ -124,6 +126,7 @@ def test_the_parents_checkpoint_is_read_only_where_experts_were_merged(life: Pat
         woken(copied, 3)
 
 
+@pytest.mark.slow
 def test_a_night_without_an_expert_is_its_parent(base: str, tmp_path: Path) -> None:
     import torch
 
@@ -136,6 +139,7 @@ def test_a_night_without_an_expert_is_its_parent(base: str, tmp_path: Path) -> N
     assert torch.equal(before, after)
 
 
+@pytest.mark.slow
 def test_a_night_is_loaded_for_code_of_ones_own(life: Path, base: str) -> None:
     import torch
 
@@ -161,6 +165,7 @@ def test_a_folder_without_a_live_night_says_what_to_do(tmp_path: Path) -> None:
         load_night(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("night", [2, 3])
 def test_the_evaluation_of_a_night_that_is_not_registered_yet_measures_its_parent(
     life: Path, base: str, night: int

@@ -9,7 +9,7 @@ from sleep_pipeline.baselines import finetuning
 from sleep_pipeline.baselines.finetuning import FineTuning, certain
 from sleep_pipeline.seeding.divergences import CachedTeacher
 from sleep_pipeline.seeding.lessons import Lesson
-from sleep_pipeline.seeding.night import NightData
+from sleep_pipeline.seeding.night import Learned, NightData
 from sleep_pipeline.seeding.settings import SeedingSettings
 from sleep_pipeline.seeding.teacher import TeacherData
 
@@ -55,6 +55,7 @@ def test_the_teacher_reads_without_what_earlier_nights_taught(
     assert not torch.allclose(tuned, read[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [4, None])
 def test_the_teacher_is_what_was_trained_where_the_settings_say_so(
     tiny_model: Any, tiny_tokenizer: Any, read: list[Any], rank: int | None
@@ -69,14 +70,18 @@ def test_documents_take_fewer_rows_than_questions_so_that_tokens_are_equal(
     tiny_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taught: list[tuple[int, int]] = []
-    monkeypatch.setattr(
-        finetuning,
-        "learn",
-        lambda _, __, lessons, ___, settings, *____, **_____: taught.append((settings.rows, len(lessons[0].ids))),
-    )
+
+    def learn(
+        _: Any, __: Any, lessons: list[Lesson], ___: Any, settings: SeedingSettings, *____: Any, **_____: Any
+    ) -> Learned:
+        taught.append((settings.rows, len(lessons[0].ids)))
+        return Learned([], [], 2.5)
+
+    monkeypatch.setattr(finetuning, "learn", learn)
     learner = FineTuning(tiny_model, tiny_tokenizer, settings(), "documents", rank=None)
     learner.learn(["the river is long " * 8], 1)
     ((rows, tokens),) = taught
+    assert learner.training_seconds == [2.5]
     assert rows == max(1, round(4 * finetuning.QUESTION_TOKENS / tokens)) < 4
 
 

@@ -52,6 +52,7 @@ def test_replay_keeps_the_first_task_with_a_bounded_store(tiny_model: Any, answe
     assert len(method._store.lessons("stored")) == 6
 
 
+@pytest.mark.slow
 def test_joint_training_learns_all_when_it_is_asked(tiny_model: Any, answering: Any) -> None:
     method = Joint(tiny_model, answering, SETTINGS)
     result = run_stream(method, stream())
@@ -91,6 +92,7 @@ def test_every_night_s_importance_weighs_as_much_and_their_sum_stays_bounded(tin
     assert sums == pytest.approx([1.0, 1.5, 1.75, 1.875])
 
 
+@pytest.mark.slow
 def test_the_importance_is_that_of_the_model_s_own_answers(tiny_model: Any, answering: Any) -> None:
     anchor = Anchor(tiny_model.requires_grad_(True), weight=1.0)
     asked = tuple(answering.tokenizer("where is the river")["input_ids"])

@@ -181,6 +181,7 @@ def improved(model: Any, tokenizer: Any, dreamer: Any, **changes: Any) -> Improv
     return dream_and_improve(model, dreamer, tokenizer, CONTEXTS, PROBES, settings, seed=3, older=["Long ago."])
 
 
+@pytest.mark.slow
 def test_the_dreams_that_the_last_kept_round_tried_are_the_nights(
     model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,6 +242,7 @@ def test_with_one_context_to_judge_by_the_rounds_are_skipped_and_the_dreamer_dre
     assert "1 of 5 contexts had" in some.skipped
 
 
+@pytest.mark.slow
 def test_dreams_compared_with_those_of_other_contexts_need_two_contexts_on_either_side(
     model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

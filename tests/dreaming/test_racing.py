@@ -41,6 +41,7 @@ def rewards(gains: np.ndarray) -> list[int]:
     return [judge([[gain] for gain in row], [0.0], SETTINGS).reward for row in gains]
 
 
+@pytest.mark.slow
 def test_a_race_decides_as_all_copies_would_and_trains_half_of_them() -> None:
     rng = np.random.default_rng(0)
     same, share = [], []
@@ -68,6 +69,7 @@ def test_what_is_foretold_comes_true_as_often_as_foretold() -> None:
         assert came == pytest.approx(foretold, abs=3 * math.sqrt(0.25 / len(within)))
 
 
+@pytest.mark.slow
 def test_looking_often_does_not_reward_dreams_that_do_nothing() -> None:
     rng = np.random.default_rng(2)
     problems = [problem(rng, effects=(0.0,)) for _ in range(20)]

@@ -39,6 +39,7 @@ def trained(tiny_settings: Any, tiny_tokenizer: Any) -> Any:
     return model, [trial.adapter for trial in run_trials(model, dreams, TRIALS).trials]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MEASURES)
 def test_all_copies_at_once_get_what_each_gets_alone(name: str, trained: Any, tiny_tokenizer: Any) -> None:
     model, adapters = trained

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -236,3 +237,39 @@ def test_without_a_night_there_is_nothing_to_measure() -> None:
     assert Retention().summary() == {}
     with pytest.raises(ValueError, match="append one first"):
         Retention().accuracy()
+
+
+def test_over_lives_a_measure_has_the_interval_of_a_bootstrap_over_lives_and_questions() -> None:
+    better = Retention(
+        scores=(((1,) * 6,), ((1,) * 6, (1,) * 5), ((1, 1, 1, 1, 0, 1), (1,) * 5, (1, 0, 1, 1))),
+        open_book=((1,) * 6, (1, 1, 1, 0, 1), (1,) * 4),
+    )
+    lives = [better, replace(THREE_NIGHTS, open_book=((1, 1, 1, 1), (1, 1), (1, 1, 1, 0)))]
+    rng = np.random.default_rng(1)
+
+    def redrawn(life: Retention) -> Retention:
+        picks = [rng.integers(len(cell), size=len(cell)) for cell in life.scores[-1]]
+        rows = tuple(tuple(tuple(cell[q] for q in picks[j]) for j, cell in enumerate(row)) for row in life.scores)
+        read = tuple(tuple(cell[q] for q in picks[j]) for j, cell in enumerate(life.open_book) if cell is not None)
+        return Retention(rows, open_book=read)
+
+    for measure in ("accuracy", "forgetting_since_learned", "relative_recall"):
+        estimate = Retention.over_lives(lives, measure)
+        assert estimate.value == pytest.approx(mean(slow_measures(life)[measure] for life in lives))
+        drawn = [mean(slow_measures(redrawn(lives[rng.integers(2)]))[measure] for _ in lives) for _ in range(1500)]
+        low, high = np.nanquantile(drawn, [0.025, 0.975])
+        width = high - low
+        assert estimate.low == pytest.approx(low, abs=0.12 * width), measure
+        assert estimate.high == pytest.approx(high, abs=0.12 * width), measure
+
+
+def test_over_lives_what_cannot_be_measured_is_named() -> None:
+    once = Retention(scores=(((1, 0),),))
+    assert Retention.over_lives([once], "accuracy").value == 0.5
+    for lives, measure, told in (
+        ([], "accuracy", "no life"),
+        ([once], "forgetting", "forgetting needs 2 nights, and a life has 1"),
+        ([once], "relative_recall", "teacher's answers"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            Retention.over_lives(lives, measure)

@@ -175,6 +175,7 @@ def test_the_likeliest_replies_are_those_of_the_other_sampler(model: Any, tiny_t
         assert_alike(sampler.sample(PROMPTS, count=3), wanted)
 
 
+@pytest.mark.slow
 def test_a_lora_dreamer_beside_a_memory_that_is_off_is_served(
     with_memory: Any, tiny_tokenizer: Any, vllm: type[LLM]
 ) -> None:

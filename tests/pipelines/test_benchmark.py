@@ -126,6 +126,7 @@ def test_what_cannot_be_run_is_refused_before_a_model_is_loaded(
         run(**settings)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_result_the_matrix_and_a_figure_beside_those_of_others(
     run: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -237,6 +238,7 @@ def test_a_grid_that_was_cut_goes_on_without_doing_again_what_is_done(grid: Call
     assert grid("--methods=icl,inca", "--set", '{"settings": {"top_k": 1}}') == ["icl", "inca"]
 
 
+@pytest.mark.slow
 def test_a_method_s_figures_speak_of_its_latest_settings(grid: Callable[..., list[str]]) -> None:
     grid("--methods=inca")
     first = json.loads(Path("found.json").read_text())
@@ -251,6 +253,7 @@ def test_a_method_s_figures_speak_of_its_latest_settings(grid: Callable[..., lis
     assert {"value", "unit", "interval", "interval_of", "seeds"} == again["figures"]["inca.final_accuracy"].keys()
 
 
+@pytest.mark.slow
 def test_variants_of_a_method_stand_side_by_side(
     grid: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -264,6 +267,7 @@ def test_variants_of_a_method_stand_side_by_side(
     assert Path("found.png").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_a_file_takes_runs_of_one_protocol(grid: Callable[..., list[str]]) -> None:
     grid("--methods=inca")
     with pytest.raises(SystemExit, match="test_rows_per_class=None, not 1: give a file of its own"):

@@ -36,6 +36,7 @@ def test_a_folder_named_after_a_day_waits_for_it(source: str, day: int) -> None:
     assert day_of(source) == day
 
 
+@pytest.mark.slow
 def test_a_night_reads_its_own_days_and_what_has_no_day(tmp_path: Path) -> None:
     memories, models = inbox(
         tmp_path, day_1__a_jsonl=GOOD, day_2__b_jsonl='{"text": "Later."}\n', c_jsonl='{"text": "Ever."}\n'

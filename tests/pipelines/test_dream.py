@@ -194,6 +194,7 @@ def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
+@pytest.mark.slow
 def test_the_summary_tells_of_the_rounds(lived: tuple[Life, dict[str, Any], Path]) -> None:
     rounds = dict(lived[1]["rest_em"])
     assert rounds.pop("says").startswith("1 round of ReST-EM, 0 dropped by the guard")
@@ -215,6 +216,7 @@ def test_the_checkpoint_keeps_the_dreamer_and_its_manifest_names_it(lived: tuple
     assert {name for name in names if name.startswith("dreamer")} == {WEIGHTS, "dreamer/adapter_config.json"}
 
 
+@pytest.mark.slow
 def test_the_next_night_begins_with_the_dreamer_of_its_parent(second: Life) -> None:
     before = tensors(second.models / "night_001" / WEIGHTS)
     _, dreamer = second.dream(2, ROUND)
@@ -224,6 +226,7 @@ def test_the_next_night_begins_with_the_dreamer_of_its_parent(second: Life) -> N
     assert after.keys() == before.keys() and not same(after, before)
 
 
+@pytest.mark.slow
 def test_a_night_without_rounds_hands_the_dreamer_on(second: Life) -> None:
     summary, dreamer = second.dream(2, RestEmSettings())
     assert "rest_em" not in summary and not any(second.began_with)
@@ -234,6 +237,7 @@ def test_a_night_without_rounds_hands_the_dreamer_on(second: Life) -> None:
     assert records[0] == records[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rest_em", [RestEmSettings(), ROUND])
 def test_no_dream_learns_what_is_asked(second: Life, rest_em: RestEmSettings) -> None:
     table = pd.DataFrame([("Where was Ilo?", "Osk", "given")], columns=["question", "answer", "origin"])
@@ -251,6 +255,7 @@ def test_no_dream_learns_what_is_asked(second: Life, rest_em: RestEmSettings) ->
     assert held == split_probes(made_up, collect.probe_share, collect.probe_salt)[1] and 20 < len(held) < 60
 
 
+@pytest.mark.slow
 def test_a_night_that_was_seeded_on_another_champion_is_not_ended(second: Life) -> None:
     _, dreamer = second.dream(2, RestEmSettings())
     second.registry.rollback()
@@ -260,6 +265,7 @@ def test_a_night_that_was_seeded_on_another_champion_is_not_ended(second: Life) 
         second.end(2, dreamer)
 
 
+@pytest.mark.slow
 def test_one_context_skips_the_rounds_with_a_reason_and_hands_the_dreamer_on(second: Life) -> None:
     summary, dreamer = second.dream(2, ROUND, contexts=1)
     assert summary["rest_em"]["rounds"] == 0 and "skipped: 1 of 1 context" in summary["rest_em"]["says"]
@@ -274,6 +280,7 @@ def test_a_night_without_dreams_hands_the_dreamer_on(second: Life) -> None:
     assert (dreamer / WEIGHTS).read_bytes() == (second.models / "night_001" / WEIGHTS).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rest_em", [RestEmSettings(), ROUND])
 def test_a_night_of_which_no_dream_is_usable_goes_on(second: Life, rest_em: RestEmSettings) -> None:
     second.usable = False
@@ -283,6 +290,7 @@ def test_a_night_of_which_no_dream_is_usable_goes_on(second: Life, rest_em: Rest
         assert "1 without a dream that helped" in summary["rest_em"]["says"]
 
 
+@pytest.mark.slow
 def test_a_dreamer_of_another_form_is_refused_with_the_remedy(second: Life) -> None:
     with pytest.raises(ValueError, match=r"rank 2, asked for 4.*set dreaming\.rest_em\.rank=2,"):
         second.dream(2, ROUND.model_copy(update={"rank": 4}))
@@ -290,6 +298,7 @@ def test_a_dreamer_of_another_form_is_refused_with_the_remedy(second: Life) -> N
         second.dream(2, ROUND.model_copy(update={"targets": ("q_proj",)}))
 
 
+@pytest.mark.slow
 def test_a_dreamer_that_is_not_what_the_manifest_says_is_refused(second: Life) -> None:
     path = second.models / "night_001" / WEIGHTS
     path.write_bytes(path.read_bytes()[:-1] + b"x")
@@ -300,6 +309,7 @@ def test_a_dreamer_that_is_not_what_the_manifest_says_is_refused(second: Life) -
         second.dream(2, ROUND)
 
 
+@pytest.mark.slow
 def test_a_default_night_has_no_dreamer_and_is_otherwise_the_same(
     lived: tuple[Life, dict[str, Any], Path], base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

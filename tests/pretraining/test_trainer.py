@@ -102,6 +102,7 @@ class _StopError(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_short_ends_like_an_unbroken_one(
     tiny_settings: PretrainSettings, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
@@ -153,6 +154,7 @@ def test_a_model_of_another_shape_is_not_started_from(
         continued_model(settings)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_is_not_continued(
     tiny_settings: PretrainSettings, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:

@@ -84,6 +84,7 @@ def test_a_night_leaves_an_expert_and_lessons_for_replay(model: nn.Module, tiny_
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("talkative")
 def test_the_same_night_twice_gives_bitwise_the_same_model(tiny_settings: Any, tiny_tokenizer: Any) -> None:
     from sleep_pipeline.pretraining.trainer import build_model
@@ -98,6 +99,7 @@ def test_the_same_night_twice_gives_bitwise_the_same_model(tiny_settings: Any, t
     assert all(torch.equal(ended[0][name], ended[1][name]) for name in ended[0])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("talkative")
 def test_a_loss_that_is_no_number_leaves_model_and_store_as_they_were(model: nn.Module, tiny_tokenizer: Any) -> None:
     store = ReplayStore(10, 10)
@@ -204,6 +206,7 @@ def test_a_killed_night_goes_on_where_it_was_saved(tiny_tokenizer: Any, tmp_path
         assert torch.equal(one, other), name
 
 
+@pytest.mark.slow
 def test_a_night_killed_while_it_saved_goes_on_from_what_is_complete(tiny_tokenizer: Any, tmp_path: Path) -> None:
     given = small(optimizer={"checkpoint_every": 2}, **WHIMS)
     with pytest.raises(Fatal):
@@ -226,6 +229,7 @@ def test_a_night_killed_while_it_saved_goes_on_from_what_is_complete(tiny_tokeni
     assert {row["step"] for row in learned.rollouts} == {2, 3}
 
 
+@pytest.mark.slow
 def test_the_checkpoints_of_another_night_are_not_gone_on_with(tiny_tokenizer: Any, tmp_path: Path) -> None:
     given = small(optimizer={"checkpoint_every": 2})
     for seed in (5, 6):
@@ -236,6 +240,7 @@ def test_the_checkpoints_of_another_night_are_not_gone_on_with(tiny_tokenizer: A
         assert {row["step"] for row in learned.rollouts} == {0, 1, 2, 3}
 
 
+@pytest.mark.slow
 def test_nothing_to_resume_is_a_beginning(tiny_tokenizer: Any, tmp_path: Path) -> None:
     for folder in (tmp_path / "missing", tmp_path):
         learned = learn(asleep(), tiny_tokenizer, lessons(), ReplayStore(1, 1), small(), 5, folder=folder, resume=True)

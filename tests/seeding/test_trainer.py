@@ -137,6 +137,7 @@ class Dies(TrainerCallback):
             raise Killed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("on_policy", "muon_rate"), [(0.0, None), (0.5, None), (0.0, 0.01)])
 def test_a_killed_run_goes_on_to_bitwise_the_same_weights(
     on_policy: float, muon_rate: float | None, tiny_tokenizer: Any, tmp_path: Path
@@ -267,6 +268,7 @@ def test_the_model_comes_back_as_it_was(fails: bool, tiny_tokenizer: Any) -> Non
         assert torch.equal(model(input_ids=ids).logits, before)
 
 
+@pytest.mark.slow
 def test_every_night_of_a_process_trains_in_the_precision_asked_for(tiny_tokenizer: Any) -> None:
     model = asleep()
     student = model.get_submodule("base_model.model")
@@ -292,6 +294,7 @@ def test_on_a_cpu_the_student_speaks_without_autocast(tiny_tokenizer: Any) -> No
     assert spoke and not any(spoke)
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_nothing(tiny_tokenizer: Any) -> None:
     ended = []
     asked: list[bool] = []
@@ -310,6 +313,7 @@ def test_gradient_checkpointing_changes_nothing(tiny_tokenizer: Any) -> None:
     assert "enable_input_require_grads" not in vars(model.get_base_model())  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_a_model_that_checkpoints_of_itself_trains_as_one_that_does_not(tiny_tokenizer: Any) -> None:
     ended = []
     for checkpointing in (False, True):
