@@ -206,7 +206,7 @@ def figures(worlds: Sequence[World], rewards: RewardSettings, numbers: Sequence[
     for world in worlds:
         which = range(len(world.contexts))
         told = decide(world, which, rewards.model_copy(update={"seeds": most}))
-        agree += [tuple(mine) == theirs for mine, theirs in zip(world.live, told, strict=True)]
+        agree += [tuple(mine) == tuple(theirs) for mine, theirs in zip(world.live, told, strict=True)]
     found["live_same"] = share(agree)
     found["live_apart"] = _between([world.apart for world in worlds], "nats")
     found["seconds"] = _between([world.seconds["race"] / world.seconds["all"] for world in worlds], "ratio")

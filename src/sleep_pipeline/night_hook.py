@@ -19,6 +19,7 @@ from sleep_pipeline.run_environment import environment_option, set_environment
 _NIGHT = "params:night"
 _DREAMING = "params:dreaming"
 _EVALUATION = "params:evaluation"
+_MACHINE = "params:machine"
 _PROBES = "probes_folder"
 _RAW = "raw_folder"
 _REPORTING = "reporting_folder"
@@ -138,8 +139,10 @@ def _check_inputs(inputs: set[str], catalog: CatalogProtocol[Any, Any]) -> None:
     if _DREAMING in inputs:
         from sleep_pipeline.dreaming.extras import check_night
         from sleep_pipeline.dreaming.settings import DreamingSettings
+        from sleep_pipeline.night_model import MachineSettings
 
-        check_night(DreamingSettings.model_validate(catalog.load(_DREAMING)))
+        machine = MachineSettings.model_validate(catalog.load(_MACHINE))
+        check_night(DreamingSettings.model_validate(catalog.load(_DREAMING)), machine.device)
 
 
 class NightHook:

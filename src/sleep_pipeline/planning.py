@@ -186,7 +186,7 @@ def make_plan(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> Plan:
         from sleep_pipeline.dreaming.extras import check_night
 
         try:
-            check_night(settings.dreaming)
+            check_night(settings.dreaming, settings.machine.device)
         except (ModuleNotFoundError, ValueError) as error:
             problems.append(str(error))
     memories, contexts = _memories(catalog, registry, settings, night, to_do, problems)

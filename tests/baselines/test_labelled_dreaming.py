@@ -77,7 +77,9 @@ def test_what_was_rewarded_is_learned_with_the_held_out_examples_and_kept_for_re
 
     def the_first_alone(*given: Any, **rest: Any) -> Any:
         report = whole(*given, **rest)
-        verdicts = [replace(night.verdict, reward=int(n == 0)) for n, night in enumerate(report.dreams)]
+        verdicts = [
+            night.verdict and replace(night.verdict, reward=int(n == 0)) for n, night in enumerate(report.dreams)
+        ]
         nights = [replace(night, verdict=verdict) for night, verdict in zip(report.dreams, verdicts, strict=True)]
         return replace(report, dreams=tuple(nights))
 

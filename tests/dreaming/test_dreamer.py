@@ -283,3 +283,14 @@ def test_random_experts_and_older_memories_take_part_with_the_dreamer_on(
     once, again, no_expert, no_dreamer = said
     assert once == again and once not in (no_expert, no_dreamer)
     assert sources[0] == [text + end for text in CONTEXTS[:2] for end in ("", "\n\nLong ago.")]
+
+
+def test_a_new_dreamer_has_layers_in_the_decoder_alone_and_leaves_flags_as_they_are(tiny_model: Any) -> None:
+    tiny_model.tower = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    frozen = next(tiny_model.parameters()).requires_grad_(False)
+    flags = {parameter: parameter.requires_grad for parameter in tiny_model.parameters()}
+    dreamer = new_dreamer(tiny_model, RestEmSettings(), seed=1)
+    assert flags == {parameter: parameter.requires_grad for parameter in flags} and not frozen.requires_grad
+    inside = {name for name, _ in dreamer.named_modules() if name.endswith("lora_A")}
+    assert inside and all(".layers." in name for name in inside)
+    assert all(p.requires_grad for name, p in dreamer.named_parameters() if "lora_" in name)

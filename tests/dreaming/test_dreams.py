@@ -98,6 +98,13 @@ def test_what_cannot_be_used_is_dropped_and_counted_by_reason(script: Any) -> No
     }
 
 
+def test_a_text_that_says_that_it_knows_nothing_teaches_nothing(script: Any) -> None:
+    data = script(
+        {f"{MIRA}|Tell": ["I do not know.", "i do not know"]}, [MIRA], DreamSettings(prompts=[TELL], dreams=2)
+    )
+    assert not data.dreams and data.dropped == {"says that it does not know": 2}
+
+
 def test_a_question_that_is_asked_is_never_dreamt_of(script: Any) -> None:
     replies = {
         f"{MIRA}|Quiz": ["Question: Where?\nAnswer: Osk\nQuestion: Who?\nAnswer: Mira", "Question: Who?\nAnswer: Mira"],

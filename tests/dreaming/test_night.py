@@ -200,3 +200,32 @@ def test_rewards_by_lot_are_as_many_and_tell_nothing(report: DreamReport, tiny_m
     assert [dream.reward for dream in night.dreams if dream.verdict] == [
         verdict.reward for verdict in by_lot(earned, seed=1).values()
     ]
+
+
+def test_dreams_that_have_none_of_other_memories_beside_them_are_not_tried(
+    tiny_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = night.run_trials
+
+    def only_none(model: Any, copies: Any, *rest: Any, **more: Any) -> Any:
+        assert not copies, "a copy was trained for nothing"
+        return train(model, copies, *rest, **more)
+
+    monkeypatch.setattr(night, "run_trials", only_none)
+    among = SETTINGS.model_copy(update={"rewards": RewardSettings()})
+    alone = judged(tiny_model, tiny_tokenizer, [RIGHT, WRONG, RAIN], among)
+    assert not alone.tried and not alone.rewarded
+    assert [dream.reason for dream in alone.dreams[:2]] == [night.ALONE] * 2
+    assert alone.dreams[2].reason == "no probe of its context to judge it by"
+    assert alone.summary().endswith(f"Nothing could be told of them: {night.ALONE}.")
+    # One dream of another memory is too few, and so are two of which the scores leave one.
+    both = judged(tiny_model, tiny_tokenizer, [RIGHT, INNS], among)
+    assert {dream.reason for dream in both.dreams} == {night.ALONE}
+    few = among.model_copy(update={"scores": ScoreSettings(top_k=2, random_b=0)})
+    chosen = judged(tiny_model, tiny_tokenizer, [RIGHT, WRONG, INNS], few)
+    assert not chosen.tried and sum(dream.reason == night.ALONE for dream in chosen.dreams) == 2
+
+
+@pytest.mark.parametrize(("contexts", "may"), [([], False), ([0, 0, 0], False), ([0, 1], False), ([0, 1, 1], True)])
+def test_one_dream_with_two_of_other_contexts_is_enough_to_tell(contexts: list[int], may: bool) -> None:
+    assert night.comparable(contexts) == may

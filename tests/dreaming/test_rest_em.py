@@ -63,6 +63,31 @@ def test_fine_tuning_makes_a_dream_likelier_and_changes_the_adapter_alone(
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_rows_that_are_read_apart_give_the_gradient_of_all_together(
+    pair: tuple[Any, Any], tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, dreamer = pair
+    dreamer.double()
+    texts = ["Osk", "In Osk, where the rain is", "Osk has 12 inns.", "It"]
+    rows = [module._row(tiny_tokenizer, dreamt(text)) for text in texts]
+    gradients, found = [], []
+    for limit in (10_000, 1, 2 * max(len(row.ids) for row in rows)):
+        monkeypatch.setattr(module, "_TOKENS", limit)
+        for parameter in own_parameters(dreamer):
+            parameter.grad = None
+        found.append(module._backward(dreamer, rows, torch.device("cpu")))
+        gradients.append([parameter.grad.clone() for parameter in own_parameters(dreamer)])
+    assert found[1:] == pytest.approx([found[0]] * 2, rel=1e-12)
+    for apart in gradients[1:]:
+        for one, whole in zip(apart, gradients[0], strict=True):
+            torch.testing.assert_close(one, whole, rtol=1e-9, atol=1e-14)
+    assert any(gradient.abs().max() > 0 for gradient in gradients[0])
+
+
+def own_parameters(dreamer: Any) -> list[Any]:
+    return [parameter for name, parameter in dreamer.named_parameters() if "lora_" in name]
+
+
 class World:
     """Scripted dreams and rewards: a list a call, by whether the held-out contexts are dreamt of."""
 

@@ -123,8 +123,8 @@ def test_a_copy_that_diverged_earns_nothing(settings: RewardSettings) -> None:
 
 def test_one_seed_and_one_probe_can_only_be_tested_by_margin() -> None:
     assert judge([[1.0]], [0.0], MARGIN).reward == 1
-    with pytest.raises(ValueError, match="say nothing of noise"):
-        judge([[1.0]], [0.0], T)
+    nothing_told = judge([[1.0]], [0.0], T)
+    assert nothing_told.reward == 0 and math.isnan(nothing_told.chance)
 
 
 def test_scores_and_baseline_must_fit() -> None:
@@ -248,3 +248,24 @@ def test_what_does_not_go_with_a_comparison_among_dreams_is_refused(other: dict[
     (name,) = other
     with pytest.raises(ValueError, match=rf"{name}=.* does not go with noise: dreams"):
         RewardSettings(**other)
+
+
+def test_right_answers_that_are_all_alike_are_no_certainty() -> None:
+    # No dream of another context did anything to the first one: with six of them a gain has a chance of one in seven.
+    scores = np.zeros((9, 4))
+    scores[0, 0] = 0.5
+    contexts = [0, 0, 0, 1, 1, 2, 2, 3, 3]
+    verdict = judge_among(scores, contexts, AMONG)[0]
+    assert verdict.noise == pytest.approx(0) and verdict.chance == pytest.approx(1 / 7) and verdict.reward == 0
+    many = np.zeros((43, 4))
+    many[0, 0] = 0.5
+    assert judge_among(many, [0] + [1, 2, 3] * 14, AMONG)[0].reward == 1
+
+
+def test_hundreds_of_contexts_are_judged_as_few_are() -> None:
+    rng = np.random.default_rng(6)
+    contexts = np.repeat(np.arange(150), 4)
+    scores = rng.normal(size=(600, 1)) + rng.normal(size=(1, 150)) + rng.normal(size=(600, 150))
+    verdicts = judge_among(scores, contexts.tolist(), AMONG)
+    assert 0.02 < fmean(verdict.reward for verdict in verdicts) < 0.08
+    assert fmean(verdict.noise for verdict in verdicts) == pytest.approx(1, rel=0.05)

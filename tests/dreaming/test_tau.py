@@ -3,13 +3,13 @@ from typing import Any
 import pytest
 import torch
 
-from sleep_pipeline.dreaming import tau
 from sleep_pipeline.dreaming.dreams import DreamText, to_rows
 from sleep_pipeline.dreaming.rows import exact_match
 from sleep_pipeline.dreaming.settings import TauSettings, TrialSettings
 from sleep_pipeline.dreaming.stacked_lora import adapters_on, stack
 from sleep_pipeline.dreaming.tau import Measure, Probe, held_out_rows, make_measure
 from sleep_pipeline.dreaming.trials import run_trials
+from sleep_pipeline.generation import likelihood
 from sleep_pipeline.generation.likelihood import reply_log_probs
 
 PROBES = [
@@ -97,11 +97,19 @@ def test_logits_are_bounded_and_every_probe_is_read_once(
     model, _ = trained
     many = [Probe(0, probe.question, probe.answer * times) for probe in PROBES for times in (1, 2, 9)]
     measure: Any = make_measure(tiny_tokenizer, many, TauSettings())
+    batches: list[list[int]] = []
+    read = measure._read
+
+    def noted(model: Any, batch: list[int], copies: int) -> torch.Tensor:
+        batches.append(batch)
+        return read(model, batch, copies)
+
+    monkeypatch.setattr(measure, "_read", noted)
     whole = measure.before(model)
-    assert len(list(measure._batches(1, 512))) == 1
-    longest = max(len(row.ids) - row.start for row in measure.rows)
-    monkeypatch.setattr(tau, "LOGITS", 2 * longest * 512)
-    batches = list(measure._batches(1, 512))
+    assert len(batches) == 1
+    batches.clear()
+    longest = max(len(row.ids) - row.start + 1 for row in measure.rows)
+    monkeypatch.setattr(likelihood, "LOGITS", 2 * longest * model.config.vocab_size)
+    assert measure.before(model) == pytest.approx(whole, abs=1e-5)
     assert sorted(index for batch in batches for index in batch) == list(range(len(many)))
     assert 1 < len(batches) < len(many)
-    assert measure.before(model) == pytest.approx(whole, abs=1e-5)

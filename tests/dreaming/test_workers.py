@@ -71,8 +71,12 @@ def test_without_ray_nothing_is_dreamt(tiny_model: Any, tiny_tokenizer: Any, mon
 
 @pytest.mark.usefixtures("no_ray")
 def test_without_ray_no_night_begins(tmp_path: Path) -> None:
-    nodes = [node(lambda *_: None, ["models_folder", "params:dreaming"], None, name="dreams", tags=["night"])]
-    entries = {"models_folder": MemoryDataset(tmp_path), "params:dreaming": MemoryDataset(TWO.model_dump())}
+    entries = {
+        "models_folder": MemoryDataset(tmp_path),
+        "params:dreaming": MemoryDataset(TWO.model_dump()),
+        "params:machine": MemoryDataset({"device": "cpu"}),
+    }
+    nodes = [node(lambda *_: None, list(entries), None, name="dreams", tags=["night"])]
     with pytest.raises(ModuleNotFoundError, match=MISSING):
         NightHook().before_pipeline_run({}, Pipeline(nodes), DataCatalog(entries))
     assert not list(tmp_path.iterdir())

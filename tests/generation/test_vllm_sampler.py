@@ -74,12 +74,14 @@ class LLM:
         trust_remote_code: bool = False,
         dtype: str = "auto",
         gpu_memory_utilization: float = 0.92,
+        max_model_len: int | None = None,
         logprobs_mode: str = "raw_logprobs",
         enable_lora: bool = False,
         max_lora_rank: int = 16,
     ) -> None:
         assert skip_tokenizer_init and not trust_remote_code and logprobs_mode == "processed_logprobs"
         assert max_lora_rank in (1, 8, 16, 32, 64, 128, 256, 320, 512)
+        self.window = max_model_len
         self.share, self.rank = gpu_memory_utilization, max_lora_rank if enable_lora else 0
         self.usage = os.environ["VLLM_NO_USAGE_STATS"]
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
@@ -94,6 +96,8 @@ class LLM:
         lora_request: LoRARequest | None = None,
     ) -> list[Any]:
         model = self.model
+        for prompt, params in zip(prompts, sampling_params, strict=True):
+            assert self.window is None or len(prompt["prompt_token_ids"]) + (params.max_tokens or 0) <= self.window
         if lora_request is not None:
             model = peft.PeftModel.from_pretrained(model, lora_request.lora_path).eval()
             assert model.peft_config["default"].r <= self.rank
@@ -249,9 +253,12 @@ def test_a_library_night_dreams_by_it_with_its_dreamer(model: Any, tiny_tokenize
 
 
 def test_a_night_is_refused_before_it_begins(tmp_path: Path) -> None:
-    nodes = [node(lambda *_: None, ["models_folder", "params:dreaming"], None, name="dreams", tags=["night"])]
-    settings = DreamingSettings(dreams=DREAMS).model_dump()
-    entries = {"models_folder": MemoryDataset(tmp_path), "params:dreaming": MemoryDataset(settings)}
+    entries = {
+        "models_folder": MemoryDataset(tmp_path),
+        "params:dreaming": MemoryDataset(DreamingSettings(dreams=DREAMS).model_dump()),
+        "params:machine": MemoryDataset({}),
+    }
+    nodes = [node(lambda *_: None, list(entries), None, name="dreams", tags=["night"])]
     with pytest.raises(ValueError, match=r"dreaming\.dreams\.engine=vllm .* experts of its memory: set transformers"):
         NightHook().before_pipeline_run({}, Pipeline(nodes), DataCatalog(entries))
     assert not list(tmp_path.iterdir())

@@ -20,8 +20,7 @@ from sleep_pipeline.seeding.settings import RefineSettings
 def _night() -> DreamingSettings:
     """What the night's dreaming is told of classes.
 
-    Trials are short, since a copy learns without replay and long ones show what it forgets. They do not race: the sets
-    of known examples that the others are compared with would be given up where their first copy was bad.
+    Trials are short, since a copy learns without replay and long ones show what it forgets.
     """
     return DreamingSettings(
         dreams=DreamSettings(
@@ -33,7 +32,7 @@ def _night() -> DreamingSettings:
         scores=ScoreSettings(top_k=4, random_b=2, each="context"),
         trials=TrialSettings(lr=1e-3, steps=10),
         tau=TauSettings(kind="questions"),
-        rewards=RewardSettings(seeds=4, level=0.1, noise="both", scope="all", racing=None),
+        rewards=RewardSettings(seeds=4, level=0.1),
         rest_em=RestEmSettings(lr=1e-2, steps=80, rows=16),
     )
 

@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from sleep_pipeline.seeding.lessons import Lesson
 
 
-_KNOWN_SETS = 2
-"""Sets of known examples that the others are compared with, each with as many copies as a dream has."""
+_KNOWN_SETS = 6
+"""Sets of known examples, by whose spread it is told whether a set that was dreamt does more than they do."""
 
 
 @dataclass(frozen=True)
@@ -267,8 +267,8 @@ class DreamingSleep(LabelledSleep):
             for context, group in enumerate((sets, known))
             for own_set in group
         ]
-        # Both kinds are asked all of them; whose they are says by which half the scores choose.
-        probes = [Probe(at % 2, *self._pair(example)) for at, example in enumerate(self._held_out)]
+        # By those of the first context both kinds are judged; the known ones need one of their own to be ranked by.
+        probes = [Probe(int(at == 0), *self._pair(example)) for at, example in enumerate(self._held_out)]
         night = self._dreaming.night
         contexts = ["dreamt", "known"]
         return judge_dreams(self.model, self._answering.tokenizer, contexts, dreams, probes, night, seed=own)

@@ -23,9 +23,11 @@ from sleep_pipeline.dreaming.dreams import Withheld
 from sleep_pipeline.dreaming.night import DreamReport, asked_by, dream_night
 from sleep_pipeline.dreaming.rest_em import RestEmReport, rest_em, trial_reward
 from sleep_pipeline.dreaming.settings import DREAMER, DreamingSettings, RestEmSettings
+from sleep_pipeline.dreaming.stacked_lora import lay_out
 from sleep_pipeline.dreaming.tau import Probe
 from sleep_pipeline.dreaming.workers import hire
 from sleep_pipeline.memory import add_beside
+from sleep_pipeline.memory.beside import memory_aside, network_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -64,15 +66,18 @@ def new_dreamer(model: PreTrainedModel, settings: RestEmSettings, seed: int = 0)
         settings: of the adapter's form.
         seed: of its first weights.
     """
-    config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=0.0,
-        target_modules="all-linear" if settings.targets is None else list(settings.targets),
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return add_beside(model, config, DREAMER).eval()
+    # Those of a tower beside the decoder, which reads pictures, would never learn anything.
+    with memory_aside(model):
+        targets = list(lay_out(network_of(model), settings.rank, settings.alpha, settings.targets).shapes)
+    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.0, target_modules=targets)
+    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return add_beside(model, config, DREAMER).eval()
+    finally:
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
 
 
 def hold_out(contexts: Sequence[str], settings: RestEmSettings, seed: int) -> tuple[list[str], list[str]]:

@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING
 
 from sleep_pipeline.dreaming.settings import DreamPrompt, DreamSettings
 from sleep_pipeline.generation.likelihood import encode_reply, says_as_written
-from sleep_pipeline.generation.sampler import Sampler, SamplingSettings, TransformersSampler
+from sleep_pipeline.generation.sampler import (
+    Conversation,
+    Sampler,
+    SamplingSettings,
+    TransformersSampler,
+    check_window,
+    encode_prompts,
+)
 from sleep_pipeline.memory.blocks import text_config
 from sleep_pipeline.seeding.teacher import Message, read_pairs, same_answer, shares, without_pairs
 
@@ -117,12 +124,12 @@ def sample_dreams(
     requests = _requests(contexts, settings, seed, older, _Room(model, tokenizer, settings), dropped)
     dreams: dict[tuple[int, object], DreamText] = {}
     sampling = SamplingSettings(settings.max_new_tokens, settings.temperature, batch_size=settings.batch_size)
+    prompts = [request.messages() for request in requests]
     with (
         _extra_experts(model, len(requests), settings, seed) as hold,
-        _sampler(model, tokenizer, settings, sampling, hold) as sampler,
+        _sampler(model, tokenizer, settings, sampling, hold, prompts) as sampler,
     ):
-        title = "dreams" if progress else None
-        drawn = sampler.sample([request.messages() for request in requests], seed=seed, progress=title)
+        drawn = sampler.sample(prompts, seed=seed, progress="dreams" if progress else None)
     for request, (reply,) in zip(requests, drawn, strict=True):
         text = reply.text.strip()
         # What was cut off is not read: it may be one mark over and over.
@@ -228,6 +235,8 @@ def _learnable(
         text = text if withheld is None else without_pairs(text, withheld)
         if not text:
             return (), "asks what is held out"
+        if any(same_answer(text, empty) for empty in unknown):
+            return (), "says that it does not know"
         opening = " ".join(text.split()[:_OPENING])
         return ((prompt.recall.replace("{words}", opening), text),), None
     read = dict.fromkeys(read_pairs(text))
@@ -251,13 +260,17 @@ def _sampler(
     settings: DreamSettings,
     sampling: SamplingSettings,
     hold: Callable[[Sequence[int]], None] | None,
+    prompts: Sequence[Conversation],
 ) -> Iterator[Sampler]:
     if settings.engine == "transformers":
         yield TransformersSampler(model, tokenizer, sampling, on_rows=hold)
         return
     from sleep_pipeline.generation.vllm_sampler import VllmSampler
 
-    with VllmSampler(model, tokenizer, sampling, settings.share_of_gpu) as sampler:
+    encoded = encode_prompts(tokenizer, prompts)
+    check_window(model, encoded, settings.max_new_tokens)
+    longest = max(map(len, encoded), default=0) + settings.max_new_tokens
+    with VllmSampler(model, tokenizer, sampling, settings.share_of_gpu, longest) as sampler:
         yield sampler
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from sleep_pipeline.dreaming.settings import DreamingSettings
-from sleep_pipeline.hardware import usable_cores
+from sleep_pipeline.hardware import pick_device, usable_cores
 
 
-def check_night(settings: DreamingSettings) -> None:
+def check_night(settings: DreamingSettings, device: str) -> None:
     """Make sure that a night can dream as its settings say, before it begins.
+
+    Args:
+        settings: of the night's dreaming.
+        device: `machine.device`.
 
     Raises:
         ModuleNotFoundError: Ray is needed and not installed.
-        ValueError: there are to be more workers than cores, or dreams are to be sampled by vLLM.
+        ValueError: there are to be more workers than cores or GPUs, or dreams are to be sampled by vLLM.
     """
-    check_workers(settings.trials.workers)
+    if settings.trials.workers:
+        check_workers(settings.trials.workers, pick_device(device).type)
     if settings.dreams.engine == "vllm":
         raise ValueError(
             "dreaming.dreams.engine=vllm serves the base model and a LoRA adapter alone, and a night dreams with the "

@@ -49,6 +49,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+ALONE = "a dream is compared with dreams of other memories, and there are fewer than two"
+"""Why no dream is tried where nothing could be told of any."""
+
+
 @dataclass(frozen=True)
 class NightDream:
     """A dream and what became of it.
@@ -112,11 +116,8 @@ class DreamReport:
         """The night in two sentences."""
         text = f"{self.asked} dreams drawn, {len(self.dreams)} usable, {len(self.tried)} tried, "
         text += f"{len(self.rewarded)} helped."
-        if self.tried and all(math.isnan(dream.verdict.before) for dream in self.tried if dream.verdict):
-            text += (
-                " Nothing could be told of them: a dream is compared with dreams of other memories, and fewer than two "
-                "were tried."
-            )
+        if not self.tried and any(dream.reason == ALONE for dream in self.dreams):
+            text += f" Nothing could be told of them: {ALONE}."
         elif not self.rewarded:
             text += " No dream was better than the noise, so there is nothing to learn from this night's dreaming."
         return text
@@ -258,6 +259,11 @@ def judge_dreams(
     made = [to_rows(tokenizer, dream) for dream in dreams]
     held_out = held_out_rows(tokenizer, probes, len(contexts))
     faults = _faults(model, dreams, made, [bool(rows) for rows in held_out])
+    alone = settings.rewards.noise == "dreams" and not comparable(
+        [dream.context for dream, reason in zip(dreams, faults, strict=True) if reason is None]
+    )
+    if alone:
+        faults = [reason or ALONE for reason in faults]
     fit = [index for index, reason in enumerate(faults) if reason is None]
     with _timed(clock, "scores"):
         scores = score(
@@ -270,6 +276,9 @@ def judge_dreams(
     groups = [dreams[index].context for index in fit] if settings.scores.each == "context" else None
     choices = dict(zip(fit, select(scores, settings.scores.top_k, settings.scores.random_b, seed, groups), strict=True))
     chosen = [index for index in fit if choices[index].kept]
+    if settings.rewards.noise == "dreams" and not comparable([dreams[index].context for index in chosen]):
+        choices |= {index: replace(choices[index], kept="", reason=ALONE) for index in chosen}
+        chosen = []
     tau = Tau([dream.context for dream in dreams], before, probes, settings.rewards)
 
     def run(pairs: Sequence[tuple[int, int]]) -> list[Marks]:
@@ -301,6 +310,11 @@ def judge_dreams(
         random_experts,
         clock,
     )
+
+
+def comparable(contexts: Sequence[int]) -> bool:
+    """Whether any of these dreams, given by their contexts, has two of other contexts to be compared with."""
+    return bool(contexts) and len(contexts) - min(Counter(contexts).values()) >= 2
 
 
 def _faults(

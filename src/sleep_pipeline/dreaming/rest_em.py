@@ -25,7 +25,9 @@ from sleep_pipeline.dreaming.rows import Row, losses, side_by_side
 from sleep_pipeline.dreaming.settings import DreamingSettings, DreamSettings, RestEmSettings
 from sleep_pipeline.dreaming.tau import Probe
 from sleep_pipeline.dreaming.workers import Workers
-from sleep_pipeline.generation.likelihood import encode_reply
+from sleep_pipeline.generation.likelihood import encode_reply, logit_batches
+from sleep_pipeline.memory.beside import network_of
+from sleep_pipeline.memory.blocks import text_config
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 
 Reward = Callable[[Sequence[str], DreamData, int], Sequence[float]]
 """Contexts, dreams of them and a seed -> the reward of each dream."""
+
+_TOKENS = 1024
+"""Of one pass with gradients, padding included: what a large model keeps of more would not fit beside its weights."""
 
 
 @dataclass(frozen=True)
@@ -235,14 +240,25 @@ def fine_tune(
     with _only(dreamer, weights), torch.enable_grad():
         for _ in range(settings.steps):
             batch = [rows[next(order)] for _ in range(min(settings.rows, len(rows)))]
-            loss = losses(dreamer, side_by_side([batch], device)).sum()
-            loss.backward()
+            loss = _backward(dreamer, batch, device)
             nn.utils.clip_grad_norm_(weights, settings.clip_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             schedule.step()
-            history.append(float(loss.detach()))
+            history.append(loss)
     return history
+
+
+def _backward(dreamer: PeftModel, batch: Sequence[Row], device: torch.device) -> float:
+    """Add the gradients of a batch's mean loss a token, a few rows at a time, and return the loss."""
+    spans = [(row.start, len(row.ids)) for row in batch]
+    learned, total = sum(row.learned for row in batch), 0.0
+    for part in logit_batches(spans, len(batch), text_config(network_of(dreamer)).vocab_size, _TOKENS):
+        own = side_by_side([[batch[index] for index in part]], device)
+        loss = losses(dreamer, own).sum() * own.counts_K[0] / learned
+        loss.backward()
+        total += float(loss.detach())
+    return total
 
 
 def _row(tokenizer: PreTrainedTokenizerBase, dream: DreamText) -> Row:

@@ -31,7 +31,8 @@ class Verdict:
         after: mean score of the copies.
         noise: standard error of the gain over what `settings.noise` says, of `dreams` the standard deviation of such
             gains; not a number where it cannot be told.
-        chance: probability of such a gain, or a larger one, without any effect; not a number for the test `margin`.
+        chance: probability of such a gain, or a larger one, without any effect; not a number for the test `margin`,
+            and where it cannot be told, which earns nothing.
     """
 
     reward: int
@@ -91,25 +92,12 @@ def judge_among(scores_DC: Floats, contexts: Sequence[int], settings: RewardSett
     Returns:
         A verdict a dream. Where fewer than two dreams are of other contexts nothing can be told, and nothing is earned.
     """
-    dreams, columns = scores_DC.shape
+    columns = scores_DC.shape[1]
     own_DC = np.eye(columns, dtype=bool)[list(contexts)]
     whole_D: NDArray[np.bool_] = np.asarray(np.isfinite(scores_DC).all(axis=1))
-    rows, at = np.nonzero(whole_D[:, None] & ~own_DC)
-    design = np.eye(columns)[at]
-    expected_DC = np.zeros((dreams, columns))
-    off_DC = np.full((dreams, columns), math.nan)
-    if len(rows):
-        # With two contexts every dream has one score in the fit, which its own general effect would explain away.
-        by_dream = np.eye(dreams)[rows] if columns > 2 else np.zeros((len(rows), 0))
-        design = np.hstack([design, by_dream])
-        solver = np.linalg.pinv(design)
-        found = solver @ scores_DC[rows, at]
-        expected_DC = expected_DC + found[:columns] + (found[columns:, None] if columns > 2 else 0.0)
-        leverage = np.einsum("nk,kn->n", design, solver)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            off_DC[rows, at] = (scores_DC[rows, at] - design @ found) / np.where(
-                leverage < 1 - 1e-9, 1 - leverage, math.nan
-            )
+    seen_DC = whole_D[:, None] & ~own_DC
+    # With two contexts every dream has one score in the fit, which its own general effect would explain away.
+    expected_DC, off_DC = _two_way(scores_DC, seen_DC, by_dream=columns > 2)
     verdicts = []
     for dream, context in enumerate(contexts):
         after = float(scores_DC[dream, context])
@@ -120,11 +108,44 @@ def judge_among(scores_DC: Floats, contexts: Sequence[int], settings: RewardSett
         gain = after - float(expected_DC[dream, context])
         noise, over = float(nulls.std(ddof=1)), gain - settings.margin
         chance = math.nan
-        if settings.test == "t":
-            chance = float(stats.t.sf(over / noise, len(nulls) - 1)) if noise else float(over <= 0)
+        if settings.test == "t" and noise:
+            chance = float(stats.t.sf(over / noise, len(nulls) - 1))
+        elif settings.test == "t":
+            # Scores of few right answers are often all alike: their spread is not zero, only unknown.
+            chance = 1 / (len(nulls) + 1) if over > 0 else 1.0
         better = over > 0 and (settings.test == "margin" or chance < settings.level)
         verdicts.append(Verdict(int(better), after - gain, after, noise, chance))
     return verdicts
+
+
+def _two_way(scores_DC: Floats, seen_DC: NDArray[np.bool_], by_dream: bool) -> tuple[Floats, Floats]:
+    """Least squares of an effect a context and, if so wanted, one a dream on the scores that are seen.
+
+    By its normal equations, whose side is the number of dreams and contexts: the design itself has a row a score.
+
+    Returns:
+        Expected scores `[dreams, contexts]`, and how far each score seen is off what the others foretell for it; not
+        a number where it is not seen or nothing else tells of it.
+    """
+    scores_DC = np.where(seen_DC, scores_DC, 0.0)
+    per_context, per_dream = seen_DC.sum(0).astype(np.float64), seen_DC.sum(1).astype(np.float64)
+    columns = len(per_context)
+    normal, sums = np.diag(per_context), scores_DC.sum(0)
+    if by_dream:
+        seen = seen_DC.astype(np.float64)
+        normal = np.block([[normal, seen.T], [seen, np.diag(per_dream)]])
+        sums = np.concatenate([sums, scores_DC.sum(1)])
+    solver = np.linalg.pinv(normal, hermitian=True)
+    found = solver @ sums
+    expected_DC = np.broadcast_to(found[:columns], scores_DC.shape)
+    leverage_DC = np.broadcast_to(np.diag(solver)[:columns], scores_DC.shape)
+    if by_dream:
+        expected_DC = expected_DC + found[columns:, None]
+        leverage_DC = leverage_DC + np.diag(solver)[columns:, None] + 2 * solver[columns:, :columns]
+    told = seen_DC & (leverage_DC < 1 - 1e-9)
+    off_DC = np.full(scores_DC.shape, math.nan)
+    off_DC[told] = (scores_DC - expected_DC)[told] / (1 - leverage_DC[told])
+    return expected_DC, off_DC
 
 
 def rewarded_by(gains_NS: Floats, settings: RewardSettings) -> NDArray[np.bool_]:
@@ -210,7 +231,8 @@ def _chance(gains_SP: Floats, noise: float, freedom: float, settings: RewardSett
         up, down = int((over > 0).sum()), int((over < 0).sum())
         return float(stats.binomtest(up, up + down, alternative="greater").pvalue) if up + down else 1.0
     if math.isnan(noise):
-        raise ValueError("one seed and one probe say nothing of noise: give more probes or seeds, or test by margin")
+        # One seed and one probe say nothing of it.
+        return math.nan
     if noise == 0:
         return 0.0 if over.mean() > 0 else 1.0
     return float(stats.t.sf(over.mean() / noise, freedom))

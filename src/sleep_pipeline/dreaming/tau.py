@@ -7,7 +7,7 @@ measured at once: `run_trials(model, dreams, settings, measure)`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sleep_pipeline.dreaming.dreams import to_row
 from sleep_pipeline.dreaming.rows import IGNORED, Row, Stack, predictions, side_by_side
 from sleep_pipeline.dreaming.settings import TauSettings
-from sleep_pipeline.generation.likelihood import LOGITS
+from sleep_pipeline.generation.likelihood import logit_batches
 from sleep_pipeline.generation.replies import GREEDY
 from sleep_pipeline.generation.sampler import end_marks
 from sleep_pipeline.memory.beside import network_of
@@ -89,22 +89,12 @@ class _Probes(ABC):
 
     def _marks(self, model: nn.Module, copies: int) -> list[Marks]:
         found = torch.zeros(copies, len(self.rows))
-        for batch in self._batches(copies, text_config(network_of(model)).vocab_size):
+        spans = [(row.start, len(row.ids)) for row in self.rows]
+        # A probe is a row of every copy.
+        logits = copies * text_config(network_of(model)).vocab_size
+        for batch in logit_batches(spans, max(1, self.rows_at_once // copies), logits):
             found[:, batch] = self._read(model, batch, copies).float().cpu()
         return [tuple(row) for row in found.tolist()]
-
-    def _batches(self, copies: int, vocabulary: int) -> Iterator[list[int]]:
-        """Probes of like length, each a row a copy, with logits of `LOGITS` numbers at most."""
-        size, batch = max(1, self.rows_at_once // copies), list[int]()
-        for index in sorted(range(len(self.rows)), key=lambda index: len(self.rows[index].ids)):
-            grown = [*batch, index]
-            # Logits are made from the first answer's beginning to the longest one's end.
-            width = len(self.rows[index].ids) - min(self.rows[at].start for at in grown)
-            if batch and (len(grown) > size or len(grown) * copies * width * vocabulary > LOGITS):
-                yield batch
-                grown = [index]
-            batch = grown
-        yield batch
 
     def _stack(self, model: nn.Module, batch: Sequence[int], copies: int) -> Stack:
         return side_by_side([[self.rows[index] for index in batch]] * copies, next(model.parameters()).device)

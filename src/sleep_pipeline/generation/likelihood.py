@@ -94,13 +94,26 @@ def says_as_written(tokenizer: PreTrainedTokenizerBase, answer: str) -> bool:
     return True
 
 
-def _logit_batches(encoded: Sequence[tuple[list[int], int]], batch_size: int, vocabulary: int) -> Iterator[list[int]]:
-    """Conversations of like length, whose logits from the first answer's predictor on are at most `LOGITS` numbers."""
+def logit_batches(
+    spans: Sequence[tuple[int, int]], rows: int, vocabulary: int, tokens: int | None = None
+) -> Iterator[list[int]]:
+    """Rows of like length, whose logits from the first answer's predictor on are at most `LOGITS` numbers.
+
+    Args:
+        spans: of each row, where its answer begins and its end, in tokens.
+        rows: of a batch at most.
+        vocabulary: logits of a position.
+        tokens: of a batch at most, padding included; None for as many as may be.
+
+    Returns:
+        Indices of each batch; one row alone may be more than is allowed.
+    """
     batch: list[int] = []
-    for index in sorted(range(len(encoded)), key=lambda index: len(encoded[index][0])):
-        grown = [*batch, index]
-        width = len(encoded[index][0]) - min(encoded[each][1] for each in grown) + 1
-        if batch and (len(grown) > batch_size or len(grown) * width * vocabulary > LOGITS):
+    for index in sorted(range(len(spans)), key=lambda index: spans[index][1]):
+        grown, end = [*batch, index], spans[index][1]
+        width = end - min(spans[each][0] for each in grown) + 1
+        full = len(grown) > rows or len(grown) * width * vocabulary > LOGITS
+        if batch and (full or (tokens is not None and len(grown) * end > tokens)):
             yield batch
             grown = [index]
         batch = grown
@@ -129,7 +142,8 @@ def reply_log_probs(
 
     encoded = [encode_reply(tokenizer, messages) for messages in conversations]
     found: list[list[float]] = [[] for _ in encoded]
-    for batch in _logit_batches(encoded, batch_size, model.config.get_text_config().vocab_size):
+    spans = [(start, len(ids)) for ids, start in encoded]
+    for batch in logit_batches(spans, batch_size, model.config.get_text_config().vocab_size):
         padded = tokenizer.pad(
             {"input_ids": [encoded[index][0] for index in batch]}, padding_side="right", return_tensors="pt"
         ).to(model.device)

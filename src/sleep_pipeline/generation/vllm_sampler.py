@@ -51,6 +51,8 @@ class VllmSampler:
         tokenizer: with a chat template and an end token.
         settings: see `SamplingSettings`; vLLM makes its own batches, so `batch_size` counts for nothing.
         share_of_gpu: of the GPU's whole memory, what vLLM may take.
+        window: tokens of the longest prompt with its reply; None for the model's whole window, whose cache vLLM must
+            then have room for.
 
     Raises:
         ModuleNotFoundError: vLLM is not installed.
@@ -63,6 +65,7 @@ class VllmSampler:
         tokenizer: PreTrainedTokenizerBase,
         settings: SamplingSettings | None = None,
         share_of_gpu: float = 0.5,
+        window: int | None = None,
     ) -> None:
         # vLLM reads its switches, that of its usage statistics among them, when it is imported.
         apply_defaults()
@@ -93,6 +96,7 @@ class VllmSampler:
             trust_remote_code=False,
             dtype=str(network.dtype).removeprefix("torch."),
             gpu_memory_utilization=share_of_gpu,
+            max_model_len=window,
             # Those of `Reply` are at the temperature drawn at.
             logprobs_mode="processed_logprobs",
             **options,
