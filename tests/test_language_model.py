@@ -4,10 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import sleep_pipeline
+from sleep_pipeline.generation.sampler import end_marks
 from sleep_pipeline.language_model import (
     ChatTemplateError,
+    ModelLoadError,
     ModelNotFoundError,
     RemoteCodeError,
     UnsafeWeightsError,
@@ -16,6 +19,7 @@ from sleep_pipeline.language_model import (
     without_thinking,
     without_today,
 )
+from sleep_pipeline.pretraining.trainer import build_model
 
 
 @pytest.fixture
@@ -63,11 +67,113 @@ def test_weights_of_another_format_are_refused(folder: Path) -> None:
 
 def test_code_that_comes_with_a_model_is_not_run(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    config["auto_map"] = {"AutoModelForCausalLM": "modeling_evil.Evil"}
+    config |= {
+        "model_type": "evil",
+        "auto_map": dict.fromkeys(("AutoConfig", "AutoModelForCausalLM"), "modeling_evil.Evil"),
+    }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "modeling_evil.py").write_text("raise SystemExit('executed')")
     with pytest.raises(RemoteCodeError, match="read that code"):
         sleep_pipeline.load_model(folder)
+
+
+def test_code_that_nobody_needs_refuses_no_model(folder: Path, tiny_model: Any) -> None:
+    # As some models bring it that transformers has had its own code for since.
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_old.Old"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "modeling_old.py").write_text("raise SystemExit('executed')")
+    model, _ = sleep_pipeline.load_model(folder)
+    assert type(model) is type(tiny_model)
+
+
+def test_weights_that_are_missing_are_not_made_up(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    lost = next(name for name in weights if "layers.1" in name)
+    save_file({name: tensor for name, tensor in weights.items() if name != lost}, folder / "model.safetensors")
+    with pytest.raises(ModelLoadError, match=rf"lacks 1 of its weights, such as {lost}"):
+        sleep_pipeline.load_model(folder)
+
+
+def test_damaged_files_are_named(folder: Path) -> None:
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelLoadError, match=r"weights of .* is damaged .*; fetch it again"):
+        sleep_pipeline.load_model(folder)
+    (folder / "config.json").write_text('{"model_type": ')
+    with pytest.raises(ModelLoadError, match=r"config\.json is damaged"):
+        sleep_pipeline.load_model(folder)
+
+
+def test_a_folder_that_is_there_is_not_blamed_on_the_network(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    for kind, told in (("t5", "is no causal language model"), ("from_tomorrow", "update transformers")):
+        (folder / "config.json").write_text(json.dumps(config | {"model_type": kind}))
+        with pytest.raises(ModelLoadError, match=told) as caught:
+            sleep_pipeline.load_model(folder)
+        assert "network" not in str(caught.value)
+
+
+def test_a_tokenizer_that_loses_the_text_or_is_too_large_is_refused(folder: Path, tiny_settings: Any) -> None:
+    small = tiny_settings.architecture
+    tokenizer = load_tokenizer(folder)
+    build_model(small, tokenizer, seed=0).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    weights = load_file(folder / "model.safetensors")
+    few = {
+        name: tensor[:300].clone() if tensor.shape[0] == len(tokenizer) else tensor for name, tensor in weights.items()
+    }
+    save_file(few, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 300}))
+    with pytest.raises(ModelLoadError, match=rf"has {tokenizer.vocab_size} tokens and the model knows 300"):
+        sleep_pipeline.load_model(folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelLoadError, match=r"such as tokenizer\.json; add it"):
+        load_tokenizer(folder)
+
+
+def test_a_tokenizer_that_does_not_read_back_what_it_was_given_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "tokenizer.json").read_text())
+    config["model"] |= {"vocab": {"<|unk|>": 0}, "merges": [], "unk_token": "<|unk|>"}
+    (folder / "tokenizer.json").write_text(json.dumps(config))
+    with pytest.raises(ModelLoadError, match=r"'It rains\. How is the weather\? Wet\.' back as '.*is missing or"):
+        load_tokenizer(folder)
+
+
+def test_replies_end_where_the_template_ends_them(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|stop|>"]})
+    tokenizer.chat_template = str(tokenizer.chat_template).replace("<|end|>", "<|stop|>")
+    tokenizer.save_pretrained(folder)
+    model, tokenizer = sleep_pipeline.load_model(folder)
+    stop = tokenizer.convert_tokens_to_ids("<|stop|>")
+    assert stop != tokenizer.eos_token_id and stop in end_marks(model, tokenizer)
+    tokenizer.chat_template = str(tokenizer.chat_template).replace("<|stop|>", "")
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ChatTemplateError, match=r"ends a reply without a special token \('Wet\.'\)"):
+        load_tokenizer(folder)
+
+
+def test_a_heading_that_would_be_learned_as_part_of_the_reply_is_refused(folder: Path) -> None:
+    each = "{%- for m in messages -%}{{ m['role'] }}: {{ m['content'] }}<|end|>{%- endfor -%}"
+    with pytest.raises(ChatTemplateError, match=r"makes the reply 'Wet\.' 'assistant: Wet\.', which"):
+        load_tokenizer(templated(folder, each))
+
+
+def test_a_system_text_that_moves_to_the_last_user_turn_stays_in_the_first(folder: Path) -> None:
+    last = (
+        "{%- set told = messages[0]['content'] if messages[0]['role'] == 'system' -%}"
+        "{%- for m in messages -%}{%- if m['role'] == 'user' -%}"
+        "<|user|>{{ told + ' ' if loop.last and told }}{{ m['content'] }}<|end|>"
+        "{%- elif m['role'] == 'assistant' -%}<|assistant|>{{ m['content'] }}<|end|>{%- endif -%}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"
+    )
+    tokenizer = load_tokenizer(templated(folder, last))
+    turns = [{"role": role, "content": f"{role} text"} for role in ("system", "user", "assistant")]
+    said = tokenizer.apply_chat_template(turns, tokenize=False)
+    assert said == "<|user|>system text\n\nuser text<|end|><|assistant|>assistant text<|end|>"
+    tokenizer.save_pretrained(folder)
+    assert load_tokenizer(folder).chat_template == tokenizer.chat_template
 
 
 def test_a_model_without_chat_template_is_refused_with_the_remedy(folder: Path) -> None:
@@ -97,7 +203,7 @@ def templated(folder: Path, template: str) -> Path:
 
 
 def test_where_a_template_refuses_system_turns_their_text_stands_before_the_users(folder: Path) -> None:
-    each = "{%- for m in messages -%}<{{ m['role'] }}>{{ m['content'] }}{%- endfor -%}"
+    each = "{%- for m in messages -%}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{%- endfor -%}"
     refusing = "{%- if messages[0]['role'] == 'system' -%}{{ raise_exception('no system') }}{%- endif -%}" + each
     tokenizer = load_tokenizer(templated(folder, refusing))
     turns = [{"role": role, "content": f"{role} text"} for role in ("system", "user", "assistant")]
@@ -105,9 +211,10 @@ def test_where_a_template_refuses_system_turns_their_text_stands_before_the_user
     def render(*chosen: dict[str, str]) -> Any:
         return tokenizer.apply_chat_template(list(chosen), tokenize=False)
 
-    assert render(*turns) == "<user>system text\n\nuser text<assistant>assistant text"
-    assert render(*turns[1:]) == "<user>user text<assistant>assistant text"
-    assert render(turns[0]) == "<user>system text"
+    answered = "<|end|><|assistant|>assistant text<|end|>"
+    assert render(*turns) == f"<|user|>system text\n\nuser text{answered}"
+    assert render(*turns[1:]) == f"<|user|>user text{answered}"
+    assert render(turns[0]) == "<|user|>system text<|end|>"
     tokenizer.save_pretrained(folder)
     again = load_tokenizer(folder)
     assert again.chat_template == tokenizer.chat_template, "a template that takes them is left alone"
@@ -118,7 +225,7 @@ def test_a_template_that_leaves_a_memory_out_is_refused_with_the_remedy(folder: 
         load_tokenizer(templated(folder, "{{ messages[-1]['content'][:3] }}"))
 
 
-EACH = "{%- for m in messages -%}{{ m['content'] }}:{% endfor -%}"
+EACH = "{%- for m in messages -%}{{ m['content'] }}<|end|>{% endfor -%}"
 TURN = [{"role": "user", "content": "where is it"}]
 
 
@@ -127,11 +234,11 @@ def test_a_model_that_thinks_aloud_by_default_answers_at_once(folder: Path) -> N
     plain = tokenizer.chat_template
     thinking = EACH + "{%- if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
     tokenizer.chat_template = thinking
-    assert tokenizer.apply_chat_template(TURN, tokenize=False) == "where is it:<think>"
+    assert tokenizer.apply_chat_template(TURN, tokenize=False) == "where is it<|end|><think>"
     tokenizer.save_pretrained(folder)
     for _ in range(2):
         tokenizer = load_tokenizer(folder)
-        assert tokenizer.apply_chat_template(TURN, tokenize=False) == "where is it:"
+        assert tokenizer.apply_chat_template(TURN, tokenize=False) == "where is it<|end|>"
         tokenizer.save_pretrained(folder)
     assert without_thinking({"default": thinking})["default"] == tokenizer.chat_template
     assert without_thinking(plain) == plain, "where nothing thinks, nothing is touched"
@@ -151,7 +258,7 @@ def test_a_model_that_is_told_the_date_is_told_the_same_one_for_ever(folder: Pat
     tokenizer.save_pretrained(folder)
     for _ in range(2):
         tokenizer = load_tokenizer(folder)
-        assert tokenizer.apply_chat_template(TURN, tokenize=False) == "Today is 26 Jul 2024.where is it:"
+        assert tokenizer.apply_chat_template(TURN, tokenize=False) == "Today is 26 Jul 2024.where is it<|end|>"
         tokenizer.save_pretrained(folder)
     plain = "{{ messages }}"
     assert without_today({"default": plain}) == {"default": plain}

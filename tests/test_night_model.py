@@ -9,6 +9,7 @@ import pytest
 
 from sleep_pipeline.datasets.pretrained import MANIFEST
 from sleep_pipeline.memory import state_of
+from sleep_pipeline.memory.blocks import BlockError
 from sleep_pipeline.night_model import LevelSettings, MachineSettings, MemorySettings, StorePart, open_model
 from sleep_pipeline.seeding.settings import ReplaySettings
 
@@ -96,3 +97,27 @@ def test_models_of_earlier_nodes_are_gone_when_the_next_one_is_opened(base: str)
         assert first() is None
     finally:
         gc.enable()
+
+
+def test_the_dtype_of_weights_has_short_names_and_no_others() -> None:
+    assert MachineSettings(dtype="bf16").dtype == "bfloat16" and MachineSettings(dtype="float16").dtype == "float16"
+    with pytest.raises(ValueError, match="dtype='int8' is none of weights; choose one of auto, bfloat16"):
+        MachineSettings(dtype="int8")
+
+
+def test_attention_that_cannot_be_had_and_models_without_a_block_are_told_with_the_remedy(
+    base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = MemorySettings(levels=LEVELS)
+    machine = MachineSettings(device="cpu", attention="flash_attention_2")
+    with pytest.raises(
+        ValueError, match=r"machine\.attention=flash_attention_2 cannot be had for .*; set auto or eager"
+    ):
+        open_model(base, machine, settings, ReplaySettings(), None)
+
+    def none(_: Any) -> Any:
+        raise BlockError("no MLP block was found")
+
+    monkeypatch.setattr("sleep_pipeline.memory.blocks.find_mlp_blocks", none)
+    with pytest.raises(BlockError, match=r"cannot have a memory, so nights .*; take a model of another kind \(no MLP"):
+        open_model(base, MachineSettings(device="cpu"), settings, ReplaySettings(), None)

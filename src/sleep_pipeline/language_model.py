@@ -33,7 +33,7 @@ class RemoteCodeError(ModelLoadError):
 
 
 class ChatTemplateError(ModelLoadError):
-    """The tokenizer has no chat template."""
+    """The tokenizer has no chat template, or none that a night can work with."""
 
 
 def embedded_path() -> Path:
@@ -66,23 +66,60 @@ def load_model(
         ModelNotFoundError: nothing is there, or the hub cannot be reached.
         UnsafeWeightsError: the weights are not safetensors.
         RemoteCodeError: the model needs code of its own and `trust_remote_code` is off.
-        ChatTemplateError: the tokenizer has no chat template.
+        ChatTemplateError: the tokenizer has no chat template, or none that a night can work with.
+        ModelLoadError: weights are missing or damaged, or the tokenizer is another model's.
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = load_tokenizer(name_or_path, trust_remote_code=trust_remote_code)
     name = place_of(name_or_path)
-    _check_folder(name, str(name_or_path), trust_remote_code)
+    _check_folder(name, str(name_or_path))
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
-            name, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            name,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
         )
+    except SafetensorError as error:
+        raise ModelLoadError(f"a file of weights of {name_or_path} is damaged ({error}); fetch it again") from error
     except (OSError, ValueError) as error:
         raise explained(error, str(name_or_path)) from error
-    if model.generation_config is not None and model.generation_config.pad_token_id is None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if missing := sorted(loading["missing_keys"]):
+        raise ModelLoadError(
+            f"{name_or_path} lacks {len(missing)} of its weights, such as {missing[0]}, which would be random numbers; "
+            "fetch or save the whole model again (save_pretrained of the causal LM, not of the model inside it)"
+        )
+    _check_vocabulary(model, tokenizer, str(name_or_path))
+    _end_replies(model, tokenizer)
     return model.eval(), tokenizer
+
+
+def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: str) -> None:
+    # Some tokenizers add a token that their model has no row for, such as one that stands for pictures.
+    known = model.get_input_embeddings().weight.shape[0]
+    if tokenizer.vocab_size > known:
+        raise ModelLoadError(
+            f"the tokenizer of {asked} has {tokenizer.vocab_size} tokens and the model knows {known}: it is another "
+            "model's; put the model's own files beside the weights"
+        )
+
+
+def _end_replies(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let replies end where the chat template ends them, which some models' settings do not name."""
+    settings = model.generation_config
+    if settings is None:
+        return
+    if settings.pad_token_id is None:
+        settings.pad_token_id = tokenizer.pad_token_id
+    named = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+    ends = [token for token in named if token is not None]
+    if (end := _example_reply(tokenizer)[-1]) not in (*ends, tokenizer.eos_token_id):
+        settings.eos_token_id = [*ends, end]
 
 
 def load_tokenizer(name_or_path: str | Path = EMBEDDED, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -91,12 +128,13 @@ def load_tokenizer(name_or_path: str | Path = EMBEDDED, *, trust_remote_code: bo
     Raises:
         ModelNotFoundError: nothing is there, or the hub cannot be reached.
         RemoteCodeError: the model needs code of its own and `trust_remote_code` is off.
-        ChatTemplateError: the tokenizer has no chat template, or none that can show a memory.
+        ChatTemplateError: the tokenizer has no chat template, or none that a night can work with.
+        ModelLoadError: the tokenizer does not read back what it was given.
     """
     from transformers import AutoTokenizer
 
     name = place_of(name_or_path)
-    _check_folder(name, str(name_or_path), trust_remote_code)
+    _check_folder(name, str(name_or_path))
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -107,10 +145,11 @@ def load_tokenizer(name_or_path: str | Path = EMBEDDED, *, trust_remote_code: bo
             "save a chat_template.jinja beside its tokenizer"
         )
     tokenizer.chat_template = without_today(without_thinking(tokenizer.chat_template))
+    _check_tokens(tokenizer, str(name_or_path))
     _take_system_turns(tokenizer, str(name_or_path))
     _check_replies(tokenizer, str(name_or_path))
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(_example_reply(tokenizer)[-1])
     tokenizer.padding_side = "left"
     return tokenizer
 
@@ -146,24 +185,78 @@ def without_today(template: str | dict[str, str]) -> str | dict[str, str]:
     return _ONE_DAY + template
 
 
-def _check_replies(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Make sure that a reply can be told from its prompt.
+_EXAMPLE = [
+    {"role": "system", "content": "It rains."},
+    {"role": "user", "content": "How is the weather?"},
+    {"role": "assistant", "content": "Wet."},
+]
+
+
+def _example_reply(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens of a reply, its end mark among them.
 
     Raises:
-        ChatTemplateError: the template writes a prompt differently once its reply is there, as those of models do that
-            always think aloud.
+        ValueError: see `encode_reply`.
     """
     from sleep_pipeline.generation.likelihood import encode_reply
 
-    turns = [("system", "It rains."), ("user", "How is the weather?"), ("assistant", "Wet.")]
+    ids, start = encode_reply(tokenizer, _EXAMPLE)
+    return ids[start:]
+
+
+def _check_tokens(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Make sure that the tokenizer reads back what it was given, as one without its file would not."""
+    text = " ".join(turn["content"] for turn in _EXAMPLE)
+    read = str(tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    if "".join(read.split()).casefold() != "".join(text.split()).casefold():
+        raise ModelLoadError(
+            f"the tokenizer of {name} reads {text!r} back as {read!r}: its file, such as tokenizer.json, is missing or "
+            "another model's; put it beside the weights"
+        )
+
+
+def _check_replies(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Make sure that a reply can be told from its prompt and ends, with the memory in the first user turn if need be.
+
+    Raises:
+        ChatTemplateError: the template writes a prompt differently once its reply is there, as those of models do that
+            always think aloud, writes more into a reply than was said, or does not end it.
+    """
+    given = tokenizer.chat_template
+    problem = _fault_of_replies(tokenizer)
+    if problem and isinstance(given, str) and not given.startswith(_FOLDING):
+        # Some write the system turn's text before the last user turn, which is another one once there is a reply.
+        tokenizer.chat_template = _FOLDING + given
+        if not _fault_of_replies(tokenizer):
+            return
+        tokenizer.chat_template = given
+    if problem:
+        raise ChatTemplateError(f"the chat template of {name} {problem}")
+
+
+def _fault_of_replies(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a night could not work with, and the remedy; empty if nothing is wrong."""
     try:
-        encode_reply(tokenizer, [{"role": role, "content": content} for role, content in turns])
-    except ValueError as error:
-        raise ChatTemplateError(
-            f"the chat template of {name} writes a prompt differently once its reply is there, as those of models do "
-            "that always think aloud: use a variant of the model that answers at once, or save a chat_template.jinja "
-            "beside its tokenizer whose prompts end where a reply begins"
-        ) from error
+        reply = _example_reply(tokenizer)
+    except ValueError:
+        return (
+            "writes a prompt differently once its reply is there, as those of models do that always think aloud: use a "
+            "variant of the model that answers at once, or save a chat_template.jinja beside its tokenizer whose "
+            "prompts end where a reply begins"
+        )
+    marks = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    if reply[-1] not in marks and reply[-1] != tokenizer.eos_token_id:
+        return (
+            f"ends a reply without a special token ({tokenizer.decode(reply)!r}), so that none would ever end: save a "
+            "chat_template.jinja beside its tokenizer that closes each turn with one"
+        )
+    said = str(tokenizer.decode(reply, skip_special_tokens=True)).strip()
+    if said != _EXAMPLE[-1]["content"]:
+        return (
+            f"makes the reply {_EXAMPLE[-1]['content']!r} {said!r}, which the model would learn to say: save a "
+            "chat_template.jinja beside its tokenizer that writes the reply's heading where add_generation_prompt asks"
+        )
+    return ""
 
 
 _FOLDING = (
@@ -207,7 +300,7 @@ def _writes_system_turns(tokenizer: PreTrainedTokenizerBase) -> bool:
     return all(mark in text for mark in marks)
 
 
-def _check_folder(path: str, asked: str, trust_remote_code: bool) -> None:
+def _check_folder(path: str, asked: str) -> None:
     """Find out from a local folder's files, before anything is loaded, whether it can be loaded safely."""
     folder = Path(path)
     if not folder.is_dir():
@@ -220,8 +313,10 @@ def _check_folder(path: str, asked: str, trust_remote_code: bool) -> None:
             f"{asked} holds no config.json; give the folder that save_pretrained wrote (of an adapter: load its base "
             "model first)"
         )
-    if "auto_map" in json.loads(config.read_text(encoding="utf-8")) and not trust_remote_code:
-        raise remote_code(asked)
+    try:
+        json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelLoadError(f"{config} is damaged ({error}); fetch it again") from error
     if not any(folder.glob("*.safetensors")):
         raise no_safetensors(asked)
 
@@ -254,7 +349,17 @@ def explained(error: Exception, asked: str) -> ModelLoadError:
             f"{asked} is open to those alone who were let in: accept its licence on its page on the hub, then log in "
             "with `hf auth login`, or set HF_TOKEN"
         )
+    why = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    if "backend tokenizer" in text:
+        return ModelLoadError(f"{asked} has no file that a tokenizer can be read from, such as tokenizer.json; add it")
+    if "does not recognize this architecture" in text or "Unrecognized model" in text:
+        return ModelLoadError(f"{asked} is of a kind that this transformers does not know ({why}); update transformers")
+    if "Unrecognized configuration class" in text:
+        return ModelLoadError(
+            f"{asked} is no causal language model ({why.split(' for this kind')[0]}); take one that is"
+        )
+    if Path(place_of(asked)).is_dir():
+        return ModelLoadError(f"{asked} cannot be loaded ({why})")
     return ModelNotFoundError(
-        f"{asked} cannot be loaded ({text.splitlines()[0]}); check the name, the network and HF_HUB_OFFLINE, or give "
-        "a local folder"
+        f"{asked} cannot be loaded ({why}); check the name, the network and HF_HUB_OFFLINE, or give a local folder"
     )

@@ -46,6 +46,14 @@ class MachineSettings(_Settings):
     attention: str = "auto"
     trust_remote_code: bool = False
 
+    @field_validator("dtype")
+    @classmethod
+    def _of_weights(cls, dtype: str) -> str:
+        named = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}.get(dtype, dtype)
+        if named not in ("auto", "bfloat16", "float16", "float32", "float64"):
+            raise ValueError(f"dtype={dtype!r} is none of weights; choose one of auto, bfloat16, float16, float32")
+        return named
+
     @field_validator("device")
     @classmethod
     def _known(cls, device: str) -> str:
@@ -160,7 +168,13 @@ def open_base(name: str, machine: MachineSettings) -> tuple[PreTrainedModel, Pre
         keep_freed_memory()
         attention = "eager" if attention == "auto" else attention
     if attention != "auto":
-        base.set_attn_implementation(attention)
+        try:
+            base.set_attn_implementation(attention)
+        except (ValueError, ImportError) as error:
+            raise ValueError(
+                f"machine.attention={attention} cannot be had for {name} ({str(error).splitlines()[0]}); set auto or "
+                "eager"
+            ) from error
     base.to(device)
     return base, tokenizer
 
@@ -191,11 +205,16 @@ def open_model(
     from peft import PeftModel, get_peft_model
 
     from sleep_pipeline.memory import state_of
-    from sleep_pipeline.memory.blocks import find_mlp_blocks
+    from sleep_pipeline.memory.blocks import BlockError, find_mlp_blocks
     from sleep_pipeline.seeding.replay import ReplayStore
 
     base, tokenizer = open_base(name, machine)
-    layers = len(find_mlp_blocks(base))
+    try:
+        layers = len(find_mlp_blocks(base))
+    except BlockError as error:
+        raise BlockError(
+            f"{name} cannot have a memory, so nights cannot run on it; take a model of another kind ({error})"
+        ) from error
     wanted = memory.config(layers, seed)
     model: Any
     if checkpoint is None:

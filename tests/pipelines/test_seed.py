@@ -1,5 +1,6 @@
 import json
 import logging
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,8 +54,6 @@ def test_the_use_of_a_question_is_its_own_and_dreams_are_judged_by_other_ones_th
 
 
 def test_what_people_ask_is_neither_learned_nor_asked_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sleep_pipeline.memories.contexts import contexts_to_frame
-    from sleep_pipeline.seeding import night as seeding
     from sleep_pipeline.seeding.teacher import TeacherData, TeacherSample
 
     made_up = [f"How many inns has town {number}?" for number in range(60)]
@@ -70,6 +69,20 @@ def test_what_people_ask_is_neither_learned_nor_asked_twice(tmp_path: Path, monk
         samples = [TeacherSample(0, "questions", question, "two", 1.0) for question in made_up]
         return SimpleNamespace(data=TeacherData(samples), lessons=made_up, open_book=[], seconds={})
 
+    samples, lessons, probes, summary = sampled(gather, tmp_path, folder, monkeypatch)
+    assert lessons["tonight"] == learned[1:]
+    assert summary["base_digest"] == "1a"
+    assert withheld == [question for question in made_up if question not in learned[1:]]
+    assert next(iter(probes["question"])) == row["question"]
+    own = {_use(question, CollectSettings()) for question in list(probes["question"])[1:]}
+    assert own == {TO_ASK} and set(samples["use"]) == {TO_LEARN, TO_ASK, FOR_DREAMS}
+
+
+def sampled(gather: Any, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What `sample_lessons` makes of one memory with this in the teacher's place."""
+    from sleep_pipeline.memories.contexts import contexts_to_frame
+    from sleep_pipeline.seeding import night as seeding
+
     monkeypatch.setattr(seeding, "gather", gather)
     monkeypatch.setattr(nodes, "open_model", lambda *_: SimpleNamespace(model=None, tokenizer=None))
     state = SimpleNamespace(config=SimpleNamespace(base_digest="1a"))
@@ -77,7 +90,7 @@ def test_what_people_ask_is_neither_learned_nor_asked_twice(tmp_path: Path, monk
     monkeypatch.setattr(nodes, "_asked", lambda _, probes, __: pd.DataFrame({"question": [p.question for p in probes]}))
     contexts, memories = tonight(("m/notes.md", 3))
     never: dict[str, Any] = dict.fromkeys(["model", "machine"])
-    samples, lessons, probes, summary = nodes.sample_lessons(
+    return nodes.sample_lessons(
         contexts_to_frame(contexts),
         memories,
         memory=MemorySettings(),
@@ -91,12 +104,19 @@ def test_what_people_ask_is_neither_learned_nor_asked_twice(tmp_path: Path, monk
         probes_folder=folder,
         **never,
     )
-    assert lessons["tonight"] == learned[1:]
-    assert summary["base_digest"] == "1a"
-    assert withheld == [question for question in made_up if question not in learned[1:]]
-    assert next(iter(probes["question"])) == row["question"]
-    own = {_use(question, CollectSettings()) for question in list(probes["question"])[1:]}
-    assert own == {TO_ASK} and set(samples["use"]) == {TO_LEARN, TO_ASK, FOR_DREAMS}
+
+
+def test_a_teacher_of_whom_nothing_can_be_used_leaves_no_lesson_and_no_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sleep_pipeline.seeding.teacher import TeacherData
+
+    nothing = SimpleNamespace(data=TeacherData([], Counter({"cut off": 8}), [0]), lessons=[], open_book=[], seconds={})
+    (tmp_path / "probes").mkdir()
+    samples, lessons, probes, summary = sampled(lambda *_, **__: nothing, tmp_path, tmp_path / "probes", monkeypatch)
+    assert samples.empty and not lessons["tonight"] and probes.empty
+    assert (summary["samples"], summary["lessons"], summary["unlearnable"]) == (0, 0, ["m/notes.md"])
+    assert summary["dropped"] == {"cut off": 8, "fails validation": 0}
 
 
 def tonight(*places: tuple[str, int]) -> tuple[list[Context], Any]:

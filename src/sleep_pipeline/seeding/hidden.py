@@ -109,7 +109,7 @@ def answer_head(model: nn.Module) -> Head:
     linear = lm.get_output_embeddings()
     config = lm.config.get_text_config()
     cap = getattr(config, "final_logit_softcapping", None)
-    times = getattr(config, "logit_scale", None)
+    times = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None)
     by = getattr(config, "logits_scaling", None)
 
     def head(hidden_ND: Tensor) -> Tensor:
@@ -131,6 +131,7 @@ def answer_head(model: nn.Module) -> Head:
     if found.shape != expected.shape or not torch.allclose(found.float(), expected.float(), rtol=1e-2, atol=1e-2):
         raise ValueError(
             f"the logits of {type(lm).__name__} are not its output embedding of its last hidden states, not even with "
-            "the scalings of its configuration; knowledge seeding cannot compare teacher and student on it"
+            "the scalings of its configuration; knowledge seeding cannot compare teacher and student on it: take "
+            "another base model"
         )
     return head

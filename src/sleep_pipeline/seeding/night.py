@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from sleep_pipeline.memory import CONTEXT, Journal, Pair, base_view, consolidation, state_of, teacher_view
 from sleep_pipeline.memory.slots import SlotState
+from sleep_pipeline.seeding.hidden import answer_head
 from sleep_pipeline.seeding.judges import Judge, LikelihoodJudge, Trio
 from sleep_pipeline.seeding.lessons import (
     Lesson,
@@ -126,7 +127,12 @@ def gather(
         progress: whether to show bars.
         withheld: says of a question that it will be asked; no altered text is about it. Of the samples, the caller
             takes out what is asked.
+
+    Raises:
+        ValueError: the model's logits cannot be had from its last hidden states (see `answer_head`).
     """
+    # A model whose logits cannot be had is refused before hours of sampling.
+    answer_head(model)
     replay = settings.replay
     clock = _Clock()
     teacher = nullcontext if settings.teacher.experts else base_view

@@ -124,7 +124,7 @@ def sample_lessons(
     checked = validate_rows(pd.DataFrame(rows, columns=[*_SAMPLE_COLUMNS, "use"]), "teacher_samples", max_bad_share=0.5)
     samples, kept = checked.good, set(checked.good.index)
     tonight = [lesson for at, lesson in enumerate(gathered.lessons) if at in kept and rows[at]["use"] == TO_LEARN]
-    own_words = samples[[plain_question(question) not in asked for question in samples["question"]]]
+    own_words = samples.loc[[plain_question(question) not in asked for question in samples["question"]]]
     probes = given + _held_out(own_words, texts, evaluation)
     frame = _asked(opened, probes, evaluation)
     nothing = [read[index].source for index in gathered.data.unlearnable]
