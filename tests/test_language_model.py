@@ -67,10 +67,8 @@ def test_weights_of_another_format_are_refused(folder: Path) -> None:
 
 def test_code_that_comes_with_a_model_is_not_run(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    config |= {
-        "model_type": "evil",
-        "auto_map": dict.fromkeys(("AutoConfig", "AutoModelForCausalLM"), "modeling_evil.Evil"),
-    }
+    own = dict.fromkeys(("AutoConfig", "AutoModelForCausalLM"), "modeling_evil.Evil")
+    config |= {"model_type": "evil", "auto_map": own}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "modeling_evil.py").write_text("raise SystemExit('executed')")
     with pytest.raises(RemoteCodeError, match="read that code"):
