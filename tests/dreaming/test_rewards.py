@@ -252,8 +252,8 @@ def test_what_does_not_go_with_a_comparison_among_dreams_is_refused(other: dict[
 
 def test_right_answers_that_are_all_alike_are_no_certainty() -> None:
     # No dream of another context did anything to the first one: with six of them a gain has a chance of one in seven.
-    scores = np.zeros((9, 4))
-    scores[0, 0] = 0.5
+    scores = np.full((9, 4), 0.3) + np.linspace(0, 0.7, 9)[:, None]
+    scores[0, 0] += 0.5
     contexts = [0, 0, 0, 1, 1, 2, 2, 3, 3]
     verdict = judge_among(scores, contexts, AMONG)[0]
     assert verdict.noise == pytest.approx(0) and verdict.chance == pytest.approx(1 / 7) and verdict.reward == 0

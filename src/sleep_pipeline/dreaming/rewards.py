@@ -107,6 +107,8 @@ def judge_among(scores_DC: Floats, contexts: Sequence[int], settings: RewardSett
             continue
         gain = after - float(expected_DC[dream, context])
         noise, over = float(nulls.std(ddof=1)), gain - settings.margin
+        # What rounding leaves of equal scores is no spread.
+        noise = noise if noise > 1e-9 * max(1.0, abs(after)) else 0.0
         chance = math.nan
         if settings.test == "t" and noise:
             chance = float(stats.t.sf(over / noise, len(nulls) - 1))
