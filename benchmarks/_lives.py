@@ -65,7 +65,8 @@ def figures(name: str, lives: Sequence[Life]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     kept = [life.retention for life in lives]
     for measure, (own, unit) in MEASURES.items():
-        if min(map(len, kept)) < 2 and measure not in ("final_accuracy", "relative_recall"):
+        unknown = measure == "relative_recall" and any(life.relative_recall() is None for life in kept)
+        if unknown or (min(map(len, kept)) < 2 and measure not in ("final_accuracy", "relative_recall")):
             continue
         estimate = Retention.over_lives(kept, own)
         interval = [estimate.low, estimate.high]

@@ -17,7 +17,8 @@ Rivals train with the same optimizer on as many tokens of the night: `documents_
 the model itself says about them (hard labels), `distillation_*` on its distributions; `_lora` in one adapter with as
 many parameters as all of sleep's experts together, `_full` in all weights; `_replay` with as much replay as sleep,
 `_ewc` with elastic weight consolidation. With `--equal steps` they take as many steps a night as sleep, with
-`--equal seconds` as many as are trained in the same time, by a short life of both, night by night in turn, beforehand.
+`--equal seconds` as many as are trained in the same time, by a short life of both, night by night in turn, beforehand
+(sampling is not counted, nor is what `_ewc` reads again to find out which weights matter).
 `joint_*` learn all documents at once, in as many steps of as many rows as all nights together, and are the bound.
 Ablations of sleep are named after what they lack or change.
 """

@@ -101,6 +101,9 @@ def test_damaged_files_are_named(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": ')
     with pytest.raises(ModelLoadError, match=r"config\.json is damaged"):
         sleep_pipeline.load_model(folder)
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(ModelLoadError, match=r"config\.json is damaged, since it holds no object"):
+        load_tokenizer(folder)
 
 
 def test_a_folder_that_is_there_is_not_blamed_on_the_network(folder: Path) -> None:
@@ -126,7 +129,7 @@ def test_a_tokenizer_that_loses_the_text_or_is_too_large_is_refused(folder: Path
     with pytest.raises(ModelLoadError, match=rf"has {tokenizer.vocab_size} tokens and the model knows 300"):
         sleep_pipeline.load_model(folder)
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(ModelLoadError, match=r"such as tokenizer\.json; add it"):
+    with pytest.raises(ModelLoadError, match=r"no file that a tokenizer can be read from .*; add a tokenizer\.json"):
         load_tokenizer(folder)
 
 

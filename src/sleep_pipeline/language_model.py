@@ -137,7 +137,7 @@ def load_tokenizer(name_or_path: str | Path = EMBEDDED, *, trust_remote_code: bo
     _check_folder(name, str(name_or_path))
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise explained(error, str(name_or_path)) from error
     if not tokenizer.chat_template:
         raise ChatTemplateError(
@@ -164,7 +164,7 @@ def without_thinking(template: str | dict[str, str]) -> str | dict[str, str]:
     """
     if isinstance(template, dict):
         return {name: str(without_thinking(one)) for name, one in template.items()}
-    if "enable_thinking" not in template or template.startswith(_NO_THINKING):
+    if "enable_thinking" not in template or _NO_THINKING in template:
         return template
     return _NO_THINKING + template
 
@@ -180,7 +180,7 @@ def without_today(template: str | dict[str, str]) -> str | dict[str, str]:
     """
     if isinstance(template, dict):
         return {name: str(without_today(one)) for name, one in template.items()}
-    if "strftime_now" not in template or template.startswith(_ONE_DAY):
+    if "strftime_now" not in template or _ONE_DAY in template:
         return template
     return _ONE_DAY + template
 
@@ -247,14 +247,18 @@ def _fault_of_replies(tokenizer: PreTrainedTokenizerBase) -> str:
     marks = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     if reply[-1] not in marks and reply[-1] != tokenizer.eos_token_id:
         return (
-            f"ends a reply without a special token ({tokenizer.decode(reply)!r}), so that none would ever end: save a "
-            "chat_template.jinja beside its tokenizer that closes each turn with one"
+            f"ends a reply without a special token ({tokenizer.decode(reply)!r}), so that the model would not learn to "
+            "end one: save a chat_template.jinja beside its tokenizer that closes each of the assistant's turns with "
+            f"its end token, such as {tokenizer.eos_token}"
         )
     said = str(tokenizer.decode(reply, skip_special_tokens=True)).strip()
-    if said != _EXAMPLE[-1]["content"]:
+    if said != (wanted := _EXAMPLE[-1]["content"]):
+        remedy = "that writes the reply's heading where add_generation_prompt asks for it"
+        if said.startswith(wanted):
+            remedy = "that ends it with the end token alone, or mark what stands before that as special"
         return (
-            f"makes the reply {_EXAMPLE[-1]['content']!r} {said!r}, which the model would learn to say: save a "
-            "chat_template.jinja beside its tokenizer that writes the reply's heading where add_generation_prompt asks"
+            f"makes the reply {wanted!r} {said!r}, which the model would learn to say: save a chat_template.jinja "
+            f"beside its tokenizer {remedy}"
         )
     return ""
 
@@ -313,10 +317,13 @@ def _check_folder(path: str, asked: str) -> None:
             f"{asked} holds no config.json; give the folder that save_pretrained wrote (of an adapter: load its base "
             "model first)"
         )
-    try:
-        json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelLoadError(f"{config} is damaged ({error}); fetch it again") from error
+    for file in (config, folder / "tokenizer.json"):
+        try:
+            whole = not file.is_file() or isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
+        except ValueError as error:
+            raise ModelLoadError(f"{file} is damaged ({error}); fetch it again") from error
+        if not whole:
+            raise ModelLoadError(f"{file} is damaged, since it holds no object; fetch it again")
     if not any(folder.glob("*.safetensors")):
         raise no_safetensors(asked)
 
@@ -350,8 +357,11 @@ def explained(error: Exception, asked: str) -> ModelLoadError:
             "with `hf auth login`, or set HF_TOKEN"
         )
     why = text.strip().splitlines()[0] if text.strip() else type(error).__name__
-    if "backend tokenizer" in text:
-        return ModelLoadError(f"{asked} has no file that a tokenizer can be read from, such as tokenizer.json; add it")
+    if "backend tokenizer" in text or "tiktoken" in text or "sentencepiece" in text:
+        return ModelLoadError(
+            f"{asked} has no file that a tokenizer can be read from ({text.strip().splitlines()[0]}); add a "
+            "tokenizer.json, or install sentencepiece where it has a tokenizer.model"
+        )
     if "does not recognize this architecture" in text or "Unrecognized model" in text:
         return ModelLoadError(f"{asked} is of a kind that this transformers does not know ({why}); update transformers")
     if "Unrecognized configuration class" in text:

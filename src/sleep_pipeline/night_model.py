@@ -33,7 +33,7 @@ class MachineSettings(_Settings):
 
     Attributes:
         device: `auto` is the GPU if there is one; or cpu, cuda. Of several GPUs it is the first that is visible.
-        dtype: of the base model's weights, as transformers takes it; `auto` as they were saved.
+        dtype: of the base model's weights: bfloat16 (or bf16), float16, float32, float64; `auto` as they were saved.
         threads: CPU threads; None is torch's own choice, 1 makes nights repeatable to the last bit.
         attention: implementation of attention; `auto` takes the fastest for short texts on a CPU, else transformers'
             own choice.
@@ -49,9 +49,12 @@ class MachineSettings(_Settings):
     @field_validator("dtype")
     @classmethod
     def _of_weights(cls, dtype: str) -> str:
-        named = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}.get(dtype, dtype)
+        short = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "double": "float64"}
+        named = short.get(dtype, dtype)
         if named not in ("auto", "bfloat16", "float16", "float32", "float64"):
-            raise ValueError(f"dtype={dtype!r} is none of weights; choose one of auto, bfloat16, float16, float32")
+            raise ValueError(
+                f"dtype={dtype!r} is none of weights; choose one of auto, bfloat16, float16, float32, float64"
+            )
         return named
 
     @field_validator("device")

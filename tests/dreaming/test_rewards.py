@@ -257,9 +257,20 @@ def test_right_answers_that_are_all_alike_are_no_certainty() -> None:
     contexts = [0, 0, 0, 1, 1, 2, 2, 3, 3]
     verdict = judge_among(scores, contexts, AMONG)[0]
     assert verdict.noise == pytest.approx(0) and verdict.chance == pytest.approx(1 / 7) and verdict.reward == 0
-    many = np.zeros((43, 4))
-    many[0, 0] = 0.5
-    assert judge_among(many, [0] + [1, 2, 3] * 14, AMONG)[0].reward == 1
+    many = np.full((43, 4), 0.1) + np.linspace(0, 0.6, 43)[:, None]
+    many[0, 0] += 0.5
+    assert [verdict.reward for verdict in judge_among(many, [0] + [1, 2, 3] * 14, AMONG)] == [1] + [0] * 42
+
+
+def test_scores_without_chance_leave_no_noise_and_earn_nothing() -> None:
+    rng = np.random.default_rng(7)
+    for _ in range(100):
+        contexts = rng.integers(12, size=36)
+        scores = rng.integers(9, size=(36, 1)) / 8 + rng.integers(9, size=(1, 12)) / 8
+        for settings in (AMONG, RewardSettings(test="margin")):
+            verdicts = judge_among(scores, contexts.tolist(), settings)
+            assert {verdict.reward for verdict in verdicts} == {0}
+            assert all(verdict.noise == 0 and abs(verdict.gain) < 1e-12 for verdict in verdicts)
 
 
 def test_hundreds_of_contexts_are_judged_as_few_are() -> None:

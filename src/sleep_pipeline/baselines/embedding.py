@@ -85,7 +85,7 @@ class SentenceEmbedder:
 
     Raises:
         ModuleNotFoundError: sentence-transformers is not installed.
-        ModelNotFoundError: nothing is there that the library can load, or the hub cannot be reached.
+        ModelLoadError: nothing is there that the library can load, or the hub cannot be reached.
         UnsafeWeightsError: weights are not safetensors.
         RemoteCodeError: a module is not one of the library's.
     """

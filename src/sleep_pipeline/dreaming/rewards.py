@@ -107,8 +107,9 @@ def judge_among(scores_DC: Floats, contexts: Sequence[int], settings: RewardSett
             continue
         gain = after - float(expected_DC[dream, context])
         noise, over = float(nulls.std(ddof=1)), gain - settings.margin
-        # What rounding leaves of equal scores is no spread.
-        noise = noise if noise > 1e-9 * max(1.0, abs(after)) else 0.0
+        # What rounding leaves of equal scores is neither spread nor gain.
+        least = 1e-9 * max(1.0, float(np.abs(scores_DC[whole_D, context]).max()))
+        noise, over = (number if abs(number) > least else 0.0 for number in (noise, over))
         chance = math.nan
         if settings.test == "t" and noise:
             chance = float(stats.t.sf(over / noise, len(nulls) - 1))
@@ -137,7 +138,9 @@ def _two_way(scores_DC: Floats, seen_DC: NDArray[np.bool_], by_dream: bool) -> t
         seen = seen_DC.astype(np.float64)
         normal = np.block([[normal, seen.T], [seen, np.diag(per_dream)]])
         sums = np.concatenate([sums, scores_DC.sum(1)])
-    solver = np.linalg.pinv(normal, hermitian=True)
+    # Effects of contexts and of dreams are known but for a constant between them: one direction has no eigenvalue, and
+    # rounding must not give it one.
+    solver = np.linalg.pinv(normal, rcond=1e-10, hermitian=True)
     found = solver @ sums
     expected_DC = np.broadcast_to(found[:columns], scores_DC.shape)
     leverage_DC = np.broadcast_to(np.diag(solver)[:columns], scores_DC.shape)

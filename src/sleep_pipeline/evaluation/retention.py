@@ -254,7 +254,7 @@ class Retention:
             seed: of the bootstrap.
 
         Raises:
-            ValueError: there is no life, a life is too short for the measure, or knows no teacher's answers.
+            ValueError: there is no life, a life is too short for the measure, or its teacher was never right.
         """
         if not lives:
             raise ValueError(f"there is no life to take the {measure} of: give one at least")
@@ -264,11 +264,12 @@ class Retention:
         rng = np.random.default_rng(seed)
         values = np.array([of(life._means()) for life in lives])
         if np.isnan(values).any():
-            raise ValueError(f"{measure} needs the teacher's answers, which a life has not")
+            raise ValueError(f"{measure} needs right answers of a teacher, and a life has none")
         draws = np.stack([of(life._means(rng, _RESAMPLES)) for life in lives], axis=1)
-        drawn = rng.integers(len(lives), size=draws.shape)
-        low, high = np.nanquantile(np.take_along_axis(draws, drawn, axis=1).mean(1), [0.025, 0.975])
-        asked = sum(len(cell) for life in lives for cell in life.scores[-1])
+        # A life that is drawn twice gets questions of its own each time.
+        which, drawn = rng.integers(len(draws), size=draws.shape), rng.integers(len(lives), size=draws.shape)
+        low, high = np.nanquantile(draws[which, drawn].mean(1), [0.025, 0.975])
+        asked = sum(life._estimate(of, least, seed).samples for life in lives)
         return Estimate(float(values.mean()), float(low), float(high), asked)
 
     def summary(self, seed: int = 0) -> dict[str, Estimate | None]:
