@@ -36,7 +36,8 @@ def retention_plot(lives: Mapping[str, Sequence[Retention]], title: str) -> Figu
     if not matrices:
         raise ValueError("there is no life to draw: live one first")
     spread = {name: R for name, R in matrices.items() if R.shape[-1] > 1}
-    rows = math.ceil(len(spread) / _COLUMNS)
+    columns = min(_COLUMNS, max(1, len(spread)))
+    rows = math.ceil(len(spread) / columns)
     figure = Figure(figsize=(12, 4.2 + 3.2 * rows), layout="constrained")
     figure.suptitle(title)
     above, *below = figure.subfigures(
@@ -61,7 +62,7 @@ def retention_plot(lives: Mapping[str, Sequence[Retention]], title: str) -> Figu
         axes.xaxis.get_major_locator().set_params(integer=True)
     above.legend(*so_far.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     if below:
-        _heat_maps(below[0], spread, rows)
+        _heat_maps(below[0], spread, rows, columns)
     return figure
 
 
@@ -82,8 +83,8 @@ def _line(axes: Any, values: Sequence[Floats], name: str, colour: str, first: in
         axes.fill_between(places, shares.min(1), shares.max(1), color=colour, alpha=0.2, linewidth=0)
 
 
-def _heat_maps(figure: Any, spread: Mapping[str, Floats], rows: int) -> None:
-    axes = figure.subplots(rows, _COLUMNS, squeeze=False)
+def _heat_maps(figure: Any, spread: Mapping[str, Floats], rows: int, columns: int) -> None:
+    axes = figure.subplots(rows, columns, squeeze=False)
     image = None
     for place, (name, R) in zip(axes.flat, spread.items(), strict=False):
         nights = R.shape[-1]
