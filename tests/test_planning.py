@@ -281,6 +281,7 @@ def run_script(project: Path) -> Callable[[str], str]:
     return run
 
 
+@pytest.mark.slow
 def test_files_that_wait_for_a_later_night_are_counted(project: Path) -> None:
     before = planned()["memories"]["waiting"]
     folder = project / "data/01_raw/memories/day_20261126"

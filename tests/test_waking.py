@@ -219,19 +219,23 @@ def test_the_champion_and_its_parent_answer_by_default(project: Path) -> None:
     assert labels(invoke("--question", QUESTION)) == ["parent (night 2)", "night 3"]
 
 
+@pytest.mark.slow
 def test_any_night_can_be_asked(project: Path) -> None:
     assert labels(invoke("--night=1", "--question", QUESTION)) == ["parent (base model)", "night 1"]
 
 
+@pytest.mark.slow
 def test_questions_are_read_until_exit_and_empty_lines_are_passed_over(project: Path) -> None:
     result = invoke("--night=2", input=f"{QUESTION}\n\n{QUESTION}\nexit\n{QUESTION}\n")
     assert labels(result) == ["parent (night 1)", "night 2"] * 2
 
 
+@pytest.mark.slow
 def test_the_end_of_the_input_ends_the_talk(project: Path) -> None:
     assert labels(invoke("--night=2", input=f"{QUESTION}\n")) == ["parent (night 1)", "night 2"]
 
 
+@pytest.mark.slow
 def test_before_any_night_the_base_model_answers_alone(project: Path) -> None:
     (project / "data/06_models/registry.json").unlink()
     result = invoke("--question", QUESTION)
@@ -239,6 +243,7 @@ def test_before_any_night_the_base_model_answers_alone(project: Path) -> None:
     assert labels(result) == ["base model"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

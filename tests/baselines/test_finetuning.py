@@ -43,6 +43,7 @@ def read(tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> list[torch.Ten
     return logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [4, None])
 def test_the_teacher_reads_without_what_earlier_nights_taught(
     tiny_model: Any, tiny_tokenizer: Any, read: list[Any], rank: int | None

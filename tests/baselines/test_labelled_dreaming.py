@@ -66,6 +66,7 @@ def test_a_night_of_dreams_ends_with_one_expert_and_says_what_it_took(tiny_model
         assert json.loads(json.dumps(night.to_json(), allow_nan=True))["night"] == night.night
 
 
+@pytest.mark.slow
 def test_what_was_rewarded_is_learned_with_the_held_out_examples_and_kept_for_replay(
     tiny_model: Any, answering: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

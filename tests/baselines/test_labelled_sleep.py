@@ -36,6 +36,7 @@ def sleeping(model: Any, answering: Any, sender: Any, **rest: Any) -> LabelledSl
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sender", ["fast", "context", "both"])
 def test_every_task_is_a_night_with_an_expert_of_its_own(tiny_model: Any, answering: Any, sender: str) -> None:
     method = sleeping(tiny_model, answering, sender)
@@ -105,6 +106,7 @@ def test_a_memory_that_does_not_fit_the_sender_is_refused(tiny_model: Any, answe
         LabelledSleep(tiny_model, answering, SETTINGS, memory("context"), "both")
 
 
+@pytest.mark.slow
 def test_what_is_stored_grows_by_an_expert_a_night(tiny_model: Any, answering: Any) -> None:
     method = sleeping(tiny_model, answering, "context")
     first, second = run_stream(method, stream()).stored

@@ -117,6 +117,7 @@ def test_a_decay_that_is_no_share_is_refused(tiny_model: Any) -> None:
         Anchor(tiny_model.requires_grad_(True), weight=1.0, decay=1.5)
 
 
+@pytest.mark.slow
 def test_ewc_stores_the_weights_their_importance_and_where_they_were(tiny_model: Any, answering: Any) -> None:
     method = ewc(tiny_model, answering, SETTINGS, weight=1.0)
     method.observe(stream().tasks[0])
@@ -142,6 +143,7 @@ def test_all_methods_of_one_settings_take_as_many_rows_a_step(
     assert rows[4:] == [(16, 120, 0)]
 
 
+@pytest.mark.slow
 def test_a_lora_leaves_the_base_as_it_was(tiny_model: Any, answering: Any) -> None:
     before = {name: p.detach().clone() for name, p in tiny_model.named_parameters()}
     method = sft(tiny_model, answering, SETTINGS, rank=2)

@@ -224,6 +224,7 @@ def test_without_a_kept_round_the_first_dreams_are_the_nights_and_the_dreamer_st
     assert not found.report.rewarded
 
 
+@pytest.mark.slow
 def test_with_one_context_to_judge_by_the_rounds_are_skipped_and_the_dreamer_dreams_as_it_is(
     model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

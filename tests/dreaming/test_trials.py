@@ -116,6 +116,7 @@ def test_every_trial_equals_a_copy_trained_alone(architecture: str, trials_at_on
         assert list(trial.losses) == pytest.approx(history, rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip_norm", [None, 0.01])
 def test_each_trial_is_clipped_by_its_own_norm_or_not_at_all(clip_norm: float | None) -> None:
     model, settings = build(), SETTINGS.model_copy(update={"clip_norm": clip_norm, "max_padding": 1.0})
@@ -225,6 +226,7 @@ def test_all_trials_of_a_stack_are_judged_at_once_each_by_its_own_rows() -> None
         assert not torch.allclose(alone, model(input_ids=tiny_models.tokens(2, 8, 100 + trial.index)).logits)
 
 
+@pytest.mark.slow
 def test_adapters_that_nobody_wants_are_not_kept() -> None:
     def judge(model: nn.Module, trials: Sequence[int]) -> list[int]:
         return list(trials)

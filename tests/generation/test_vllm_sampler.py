@@ -207,6 +207,7 @@ def test_what_is_drawn_depends_on_the_seed_and_equal_prompts_get_replies_of_thei
         assert len({reply.ids for replies in draw(1) for reply in replies}) == 4
 
 
+@pytest.mark.slow
 def test_experts_are_refused_before_anything_starts(with_memory: Any, tiny_tokenizer: Any, vllm: type[LLM]) -> None:
     for prepare in (lambda: None, lambda: activate(with_memory, 1)):
         prepare()

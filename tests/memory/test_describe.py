@@ -64,6 +64,7 @@ def test_the_history_shows_each_slots_night() -> None:
     assert torch.equal(held.nan_to_num(-1), torch.tensor([[-1.0, 2, 2, -1], [-1.0, -1, -1, -1], [-1.0] * 4]))
 
 
+@pytest.mark.slow
 def test_the_plot_is_written(tmp_path: Path) -> None:
     figure = plot_slots(lived())
     assert [axis.get_title() for axis in figure.axes if axis.get_title()] == ["level 1", "level 2", "level 3"]

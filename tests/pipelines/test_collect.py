@@ -70,6 +70,7 @@ def test_what_the_champion_knows_is_not_new(tmp_path: Path) -> None:
         collect_memories(CollectSettings(), 2, memories, models)
 
 
+@pytest.mark.slow
 def test_too_many_bad_rows_stop_the_night(tmp_path: Path) -> None:
     memories, models = inbox(tmp_path, a_jsonl='{"text": "Good."}\n' + '{"text": ""}\n' * 3)
     with pytest.raises(TooManyFailures, match=r"3 of 4 could not be read.*a\.jsonl:2"):
@@ -89,6 +90,7 @@ def run(folder: Path, memories: Path, models: Path, night: int) -> None:
     SequentialRunner().run(create_pipeline(), catalog, hook_manager=hooks, only_missing_outputs=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "error"),
     [('{"text": "Good."}\n' + '{"text": ""}\n' * 5, TooManyFailures), ('{"text": "Twice."}\n' * 2, NothingNewError)],

@@ -274,6 +274,7 @@ def test_one_context_skips_the_rounds_with_a_reason_and_hands_the_dreamer_on(sec
     assert (dreamer / WEIGHTS).read_bytes() == (parent / WEIGHTS).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_night_without_dreams_hands_the_dreamer_on(second: Life) -> None:
     summary, dreamer = second.dream(2, ROUND, dreams=0)
     assert summary["says"] == "dreaming is off" and not any(second.began_with)

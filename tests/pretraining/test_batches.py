@@ -14,6 +14,7 @@ def batches(tiny_settings: PretrainSettings, tiny_tokenizer: Any) -> PackedBatch
     return PackedBatches(settings, tiny_tokenizer, None)
 
 
+@pytest.mark.slow
 def test_a_batch_depends_on_seed_and_number_alone(
     batches: PackedBatches, tiny_settings: PretrainSettings, tiny_tokenizer: Any
 ) -> None:

@@ -123,6 +123,7 @@ def test_a_run_that_was_cut_short_ends_like_an_unbroken_one(
         assert torch.equal(parameter, resumed_model.get_parameter(name)), name
 
 
+@pytest.mark.slow
 def test_a_run_can_start_from_a_model_and_says_so(
     tiny_settings: PretrainSettings, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:

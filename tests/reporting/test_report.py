@@ -210,6 +210,7 @@ def test_the_dreams_that_helped_are_counted_though_few_are_shown(report: NightRe
     assert "14 of 192 dreams made a copy of the model better. The best 8 are shown." in text
 
 
+@pytest.mark.slow
 def test_the_model_in_use_is_named_where_it_is_not_the_parent(report: NightReport) -> None:
     rejected = replace(report, decision=decide({}, GateSettings()))
     assert "The model in use is still night 6." in Page(render(replace(rejected, in_use=6))).text

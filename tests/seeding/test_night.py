@@ -133,6 +133,7 @@ def test_where_the_teacher_agrees_with_nothing_the_night_ends_without_an_expert(
     assert fingerprint(model, store) == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("talkative")
 def test_lessons_in_reading_are_rehearsed_and_kept(
     model: nn.Module, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
@@ -306,6 +307,7 @@ def test_every_merge_is_trained_though_the_last_one_left_its_checkpoint(tiny_tok
     assert all(torch.equal(ended[1][name], ended[2][name]) for name in ended[1])
 
 
+@pytest.mark.slow
 def test_a_level_hands_its_experts_on_when_its_period_is_over(tiny_tokenizer: Any) -> None:
     levels = [LevelConfig(period=2, num_slots=3, rank=3, base_width=5), LevelConfig(num_slots=3, rank=3)]
     model = made_up.louder(with_memory(ContinuumMemoryConfig(levels=levels)))

@@ -27,6 +27,7 @@ def trained(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "muon_rate"), [("fp32", None), ("bf16", None), ("bf16", 0.01)])
 def test_only_the_expert_in_training_changes_and_the_optimizer_holds_nothing_else(
     precision: str, muon_rate: float | None, tiny_tokenizer: Any
@@ -184,6 +185,7 @@ def test_a_damaged_checkpoint_is_passed_over(damaged: str, tiny_tokenizer: Any, 
     assert last_checkpoint(tmp_path, trainer.run) is None
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_what_trains_and_nothing_of_the_rest(tiny_tokenizer: Any, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
@@ -237,6 +239,7 @@ def own_attributes(model: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in vars(model).items() if name not in made_by_torch or name == "training"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_model_comes_back_as_it_was(fails: bool, tiny_tokenizer: Any) -> None:
     model = asleep().eval()

@@ -30,6 +30,7 @@ def half_made(file: Path, tables: int = 5) -> None:
         database.commit()
 
 
+@pytest.mark.slow
 def test_a_kill_while_the_tables_are_made_leaves_nothing_in_the_way(
     config: TrackingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -48,6 +49,7 @@ def test_a_kill_while_the_tables_are_made_leaves_nothing_in_the_way(
     assert open_client(config).get_run(run.run_id).data.tags["night"] == "1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [False, True], ids=["no version", "an empty table of versions"])
 def test_a_half_made_file_is_put_aside(config: TrackingConfig, tmp_path: Path, version: bool) -> None:
     half_made(tmp_path / "runs.db")
@@ -60,6 +62,7 @@ def test_a_half_made_file_is_put_aside(config: TrackingConfig, tmp_path: Path, v
     assert (tmp_path / "runs.db.unfinished").exists()
 
 
+@pytest.mark.slow
 def test_a_file_with_runs_and_one_that_is_no_database_are_left(
     config: TrackingConfig, tmp_path: Path, empty_database: Path
 ) -> None:

@@ -185,6 +185,7 @@ def test_a_registered_night_is_not_ready_and_the_next_one_is(project: Path) -> N
     assert CliRunner().invoke(cli, ["dvc", "ready", "--night=2"]).exit_code == 0
 
 
+@pytest.mark.slow
 def test_nights_that_were_fetched_must_be_restored_before_the_next_one(project: Path) -> None:
     absent = CliRunner().invoke(cli, ["dvc", "restore"])
     assert (absent.exit_code, "dvc pull" in absent.output) == (1, True)

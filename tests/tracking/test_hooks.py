@@ -86,6 +86,7 @@ def test_step_metrics_and_durations_are_recorded(project: Path) -> None:
     assert 0.0 <= run.data.metrics["seconds/work_node"] <= run.data.metrics["seconds/total"]
 
 
+@pytest.mark.slow
 def test_runtime_parameters_are_recorded_as_they_were_used(project: Path) -> None:
     execute(project, toy={"optimizer": {"lr": 0.5}})
     assert runs_of(project)[0].data.params["toy.optimizer.lr"] == "0.5"

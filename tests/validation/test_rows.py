@@ -147,6 +147,7 @@ def test_too_many_failures_stop_the_night_with_counts_and_places() -> None:
         validate_rows(frame, "memories", max_bad_share=0.5)
 
 
+@pytest.mark.slow
 def test_the_validator_gives_back_what_passes_and_refuses_the_rest() -> None:
     frame = samples()
     assert FrameValidator("teacher_samples").validate(frame) is frame
