@@ -259,10 +259,8 @@ def judge_dreams(
     made = [to_rows(tokenizer, dream) for dream in dreams]
     held_out = held_out_rows(tokenizer, probes, len(contexts))
     faults = _faults(model, dreams, made, [bool(rows) for rows in held_out])
-    alone = settings.rewards.noise == "dreams" and not comparable(
-        [dream.context for dream, reason in zip(dreams, faults, strict=True) if reason is None]
-    )
-    if alone:
+    among = settings.rewards.noise == "dreams"
+    if among and not comparable([dreams[index].context for index, reason in enumerate(faults) if reason is None]):
         faults = [reason or ALONE for reason in faults]
     fit = [index for index, reason in enumerate(faults) if reason is None]
     with _timed(clock, "scores"):
@@ -276,7 +274,7 @@ def judge_dreams(
     groups = [dreams[index].context for index in fit] if settings.scores.each == "context" else None
     choices = dict(zip(fit, select(scores, settings.scores.top_k, settings.scores.random_b, seed, groups), strict=True))
     chosen = [index for index in fit if choices[index].kept]
-    if settings.rewards.noise == "dreams" and not comparable([dreams[index].context for index in chosen]):
+    if among and not comparable([dreams[index].context for index in chosen]):
         choices |= {index: replace(choices[index], kept="", reason=ALONE) for index in chosen}
         chosen = []
     tau = Tau([dream.context for dream in dreams], before, probes, settings.rewards)
