@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     Args:
         matrices: parameters of two dimensions for Muon; may be empty.
-        others: for AdamW; may be empty, but not both.
+        others: for AdamW, or groups of them with settings of their own; may be empty, but not both.
         muon: arguments of `torch.optim.Muon`.
         adamw: arguments of `torch.optim.AdamW`.
     """
@@ -22,7 +23,7 @@ class MuonAdamW(torch.optim.Optimizer):
     def __init__(
         self,
         matrices: Sequence[nn.Parameter],
-        others: Sequence[nn.Parameter],
+        others: Sequence[nn.Parameter] | Sequence[dict[str, Any]],
         muon: Mapping[str, Any],
         adamw: Mapping[str, Any],
     ) -> None:
@@ -30,9 +31,10 @@ class MuonAdamW(torch.optim.Optimizer):
         if matrices:
             parts.append(torch.optim.Muon(matrices, **muon))
         if others:
-            parts.append(torch.optim.AdamW(others, **adamw))
+            parts.append(torch.optim.AdamW(list(others), **adamw))
         super().__init__([group for part in parts for group in part.param_groups], {})
         self._parts = parts
+        self._groups = [len(part.param_groups) for part in parts]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -42,8 +44,9 @@ class MuonAdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         # Anew every time: loading a state replaces groups and state.
-        for part, group in zip(self._parts, self.param_groups, strict=True):
-            part.param_groups, part.state = [group], self.state
+        groups = iter(self.param_groups)
+        for part, count in zip(self._parts, self._groups, strict=True):
+            part.param_groups, part.state = list(islice(groups, count)), self.state
             part.step()
         return loss
 

@@ -63,7 +63,7 @@ def random_level(num_slots: int, seed: int = 0, act: str = "silu", **changes: ob
     with torch.no_grad():
         for parameter in level.parameters():
             parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    level.train_workspace(True)
+    level.train_experts(True)
     return level
 
 

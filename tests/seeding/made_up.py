@@ -56,7 +56,7 @@ def asleep(
 
 
 def settings(**changes: Any) -> SeedingSettings:
-    """Small, in fp32, half on-policy; a dictionary changes a part of the settings of its name."""
+    """Small, in fp32, half on-policy, earlier experts as they are; a dictionary changes a part of its name."""
     base: dict[str, Any] = {
         "rows": 8,
         "on_policy": 0.5,
@@ -70,7 +70,7 @@ def settings(**changes: Any) -> SeedingSettings:
             "settled_share": 0.0,
         },
         "imitation": {"group": 2, "gamma": 0.0, "threshold": 6, "max_new_tokens": 4},
-        "optimizer": {"steps": 4, "learning_rate": 1e-2, "precision": "fp32"},
+        "optimizer": {"steps": 4, "learning_rate": 1e-2, "precision": "fp32", "earlier_rate": 0.0},
     }
     for name, value in changes.items():
         base[name] = {**base.get(name, {}), **value} if isinstance(value, dict) else value

@@ -125,7 +125,8 @@ class LabelledSleep:
             self.awake.live(certain, self._day_steps, settings.rows, own)
         sender = CONTEXT if self.awake is None else receiver - 1
         updates = None if self.awake is None else self.awake.updates
-        with consolidation(self.model, sender, receiver, night=task.number, updates=updates) as sleep:
+        plastic = settings.plastic
+        with consolidation(self.model, sender, receiver, night=task.number, updates=updates, plastic=plastic) as sleep:
             self._clear_sender()
             lessons = self._taught(task, own)
             sleep.commit()

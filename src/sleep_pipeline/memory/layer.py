@@ -160,7 +160,7 @@ class ContinuumLayer(nn.Module, BaseTunerLayer):
         training = state.table.training()
         for number, level in enumerate(self.levels(name), start=1):
             on = state.trainable and not self._disable_adapters and training is not None and training[0] == number
-            level.train_workspace(on)
+            level.train_experts(on, on and state.plastic)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter's memory from this layer."""

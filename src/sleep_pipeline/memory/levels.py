@@ -1,9 +1,9 @@
 """The tensors of one level in one decoder layer: its slots, its workspace and its own MLP.
 
-Slots live in stacked tensors `[num_slots, ...]` that never change shape and never require gradients, so a
-level's active experts are a view of their prefix, ready for one batched product without copying. The expert
-in training has tensors of its own, the *workspace*: it alone gets gradients and optimiser state, and
-activation copies it into its slot. Free slots and an idle workspace hold zeros.
+Slots live in stacked tensors `[num_slots, ...]` that never change shape, so a level's active experts are a view of
+their prefix, ready for one batched product without copying. The expert in training has tensors of its own, the
+*workspace*, which activation copies into its slot. It alone gets gradients and optimiser state, unless the sleep is
+a plastic one. Free slots and an idle workspace hold zeros.
 """
 
 import math
@@ -201,10 +201,11 @@ class Level(nn.Module):
             for slot in slots:
                 self.get_parameter(name)[slot].zero_()
 
-    def train_workspace(self, on: bool) -> None:
-        """Let the workspace require gradients, or not."""
-        for name in WORKSPACE:
-            self.get_parameter(name).requires_grad_(on)
+    def train_experts(self, new: bool, earlier: bool = False) -> None:
+        """Let the workspace and the slots require gradients, or not."""
+        for names, on in ((WORKSPACE, new), (SLOTS, earlier)):
+            for name in names:
+                self.get_parameter(name).requires_grad_(on)
 
     def train_base(self, on: bool) -> None:
         """Let the level's own MLP require gradients, or not."""

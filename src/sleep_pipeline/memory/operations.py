@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from sleep_pipeline.memory.layer import ContinuumLayer
-from sleep_pipeline.memory.levels import Level
+from sleep_pipeline.memory.levels import SLOTS, Level
 from sleep_pipeline.memory.slots import SlotError
 from sleep_pipeline.memory.state import MemoryState
 
@@ -51,6 +51,12 @@ def level_tensors(state: MemoryState, level: int) -> list[Level]:
     """Return the tensors of one level in every layer, in model order."""
     state.table.slots(level)
     return [layer.levels_of(state)[level - 1] for layer in state.layers]
+
+
+def trained_slots(model: nn.Module) -> list[nn.Parameter]:
+    """Return the tensors of stored experts that a plastic sleep trains; none outside of one."""
+    slots = (tensors.get_parameter(name) for tensors in model.modules() if isinstance(tensors, Level) for name in SLOTS)
+    return [parameter for parameter in slots if parameter.requires_grad]
 
 
 def outside_views(state: MemoryState) -> None:

@@ -54,6 +54,7 @@ class Sleep:
         slot: the slot of the new expert.
         senders: the sender's slots that the student does without and that the commit resets.
         night: the night it belongs to.
+        plastic: whether the receiver's earlier experts are trained, too.
     """
 
     sender: int
@@ -61,6 +62,7 @@ class Sleep:
     slot: int
     senders: tuple[int, ...] = ()
     night: int | None = None
+    plastic: bool = False
 
 
 @dataclass

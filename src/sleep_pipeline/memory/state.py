@@ -228,13 +228,19 @@ class MemoryState:
         self.sync_gradients()
 
     def sync_gradients(self) -> None:
-        """Let only the workspace of the level in training require gradients, if the adapter is trainable."""
+        """Let only the expert in training, and in a plastic sleep its level's others, require gradients, if any may."""
         training = self.table.training()
         level_in_training = training[0] if training is not None and self.trainable else None
         for layer in self.layers:
             for level, tensors in enumerate(layer.levels_of(self), start=1):
-                tensors.train_workspace(level == level_in_training)
+                new = level == level_in_training
+                tensors.train_experts(new, new and self.plastic)
                 tensors.train_base(self.awake)
+
+    @property
+    def plastic(self) -> bool:
+        """Whether the sleep that is under way trains its receiver's earlier experts, too."""
+        return self.table.sleep is not None and self.table.sleep.plastic
 
     def to_dict(self) -> dict[str, Any]:
         """Return what must survive a save, in JSON's types."""

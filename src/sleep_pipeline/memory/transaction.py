@@ -36,6 +36,8 @@ class Consolidation:
         updates: the wake-time updates, if the sender's base weights have learned while awake.
         journal: where to keep the transaction on disk.
         adapter_name: which memory, if there are several.
+        plastic: whether the receiver's earlier experts learn as well, which the paper leaves as they are. What a night
+            taught is no longer in one slot alone then, and a teacher's view moves with them while they are trained.
 
     Every sleep trains the same tensors anew, so every sleep needs an optimiser of its own.
     """
@@ -50,6 +52,7 @@ class Consolidation:
         updates: WakeUpdates | None = None,
         journal: Journal | None = None,
         adapter_name: str | None = None,
+        plastic: bool = False,
     ):
         self.model = model
         self.state = state_of(model, adapter_name)
@@ -58,6 +61,10 @@ class Consolidation:
         self.updates, self.journal = updates, journal
         self.open = False
         self.senders = self._check(slots)
+        earlier = set(self.state.table.active(receiver)) - set(self.senders if sender == receiver else ())
+        self.plastic = plastic and bool(earlier)
+        self._stored: list[tuple[nn.Parameter, Tensor]] = []
+        self._resumed = False
 
     def _check(self, slots: Iterable[int] | None) -> tuple[int, ...]:
         """Refuse what cannot succeed, before anything has changed; return the sender's slots."""
@@ -108,7 +115,7 @@ class Consolidation:
         if self.sender == self.receiver:
             origin = "merge of " + " and ".join(map(str, self.senders))
         slot = table.unlock(self.receiver, self.night, origin)
-        table.sleep = Sleep(self.sender, self.receiver, slot, self.senders, self.night)
+        table.sleep = Sleep(self.sender, self.receiver, slot, self.senders, self.night, self.plastic)
         self._log_begin(slot)
         self.before = self.state.table
         try:
@@ -117,6 +124,8 @@ class Consolidation:
                 self._log("computed", level=self.sender)
             for tensors in level_tensors(self.state, self.receiver):
                 tensors.open_workspace(slot, table.slots(self.receiver)[slot].unlocks)
+            if self.plastic:
+                self._loosen()
             self.state.table = table
             self.state.trainable = True
             self.state.changed()
@@ -137,6 +146,8 @@ class Consolidation:
     ) -> "Consolidation":
         """Take up the sleep that a memory was saved in, as a trainer's checkpoint in mid-training is.
 
+        A plastic one cannot be aborted: what its earlier experts were is in the memory that was committed last.
+
         Raises:
             SlotError: no sleep is under way.
         """
@@ -150,6 +161,10 @@ class Consolidation:
         self.sender, self.receiver, self.night = sleep.sender, sleep.receiver, sleep.night
         self.senders, self.updates, self.journal = sleep.senders, updates, journal
         self.before = state.table.copy()
+        self.plastic, self._stored, self._resumed = sleep.plastic, [], True
+        if self.plastic:
+            self._loosen()
+            state.sync_gradients()
         slots = self.before.slots(sleep.receiver)
         slots[sleep.slot] = Slot(unlocks=slots[sleep.slot].unlocks - 1)
         self.before.sleep = None
@@ -179,6 +194,15 @@ class Consolidation:
             senders=list(self.senders),
             night=self.night,
         )
+
+    def _loosen(self) -> None:
+        """Let the receiver's earlier experts be trained: on copies, in float32 as all that is trained."""
+        for tensors in level_tensors(self.state, self.receiver):
+            for name in SLOTS:
+                slots = tensors.get_parameter(name)
+                self._stored.append((slots, slots.data))
+                half = slots.dtype in (torch.float16, torch.bfloat16)
+                slots.data = slots.data.float() if half else slots.data.clone()
 
     def _compute(self) -> None:
         if self.state.pending[self.sender - 1]:
@@ -241,6 +265,8 @@ class Consolidation:
         outside_views(self.state)
 
     def _apply(self) -> int:
+        for slots, before in self._stored:
+            slots.data, slots.grad = slots.data.to(before.dtype), None
         table = self.state.table.copy()
         table.sleep = None
         slot = table.activate(self.receiver)
@@ -269,6 +295,7 @@ class Consolidation:
         """Copy every tensor that a commit changes; return what puts them back."""
         sleep = self.state.table.sleep
         assert sleep is not None
+        trained = [(slots, slots.data) for slots, _ in self._stored]
         rows = {(self.receiver, sleep.slot), *((self.sender, slot) for slot in self.senders)}
         saved: list[tuple[Tensor, Tensor]] = []
         for level, slot in sorted(rows):
@@ -284,6 +311,8 @@ class Consolidation:
                 saved += [(tensors.get_parameter(name), tensors.get_parameter(name).detach().clone()) for name in names]
 
         def undo() -> None:
+            for slots, data in trained:
+                slots.data = data
             with torch.no_grad():
                 for tensor, copy in saved:
                     tensor.copy_(copy)
@@ -291,11 +320,23 @@ class Consolidation:
         return undo
 
     def abort(self) -> None:
-        """Take everything back: the model is bit for bit what it was before `begin`."""
+        """Take everything back: the model is bit for bit what it was before `begin`.
+
+        Raises:
+            SlotError: a view is on, or the sleep is a plastic one that was taken up again.
+        """
         outside_views(self.state)
+        if self._stored and self._resumed:
+            raise SlotError(
+                "a plastic sleep that was taken up again cannot be aborted, since its earlier experts have been "
+                "trained already: load the memory that was committed last"
+            )
         self.open = False
         for tensors in level_tensors(self.state, self.receiver):
             tensors.clear_workspace()
+        for slots, before in self._stored:
+            slots.data, slots.grad = before, None
+        self._stored = []
         if self._moves_base:
             with torch.no_grad():
                 for tensors in level_tensors(self.state, self.sender):
@@ -318,9 +359,10 @@ def consolidation(
     updates: WakeUpdates | None = None,
     journal: Journal | None = None,
     adapter_name: str | None = None,
+    plastic: bool = False,
 ) -> Iterator[Consolidation]:
     """Open a sleep for a block, with the arguments of `Consolidation`; without `commit()` it aborts."""
-    sleep = Consolidation(model, sender, receiver, slots, night, updates, journal, adapter_name).begin()
+    sleep = Consolidation(model, sender, receiver, slots, night, updates, journal, adapter_name, plastic).begin()
     try:
         yield sleep
     finally:

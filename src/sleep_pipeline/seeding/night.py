@@ -281,7 +281,7 @@ def make_room(
             f"level {level} of the memory is full, and no lesson is kept for replay that its experts could be merged "
             "by; begin the life with more slots (memory.levels) or with replay (seeding.replay)"
         )
-    with consolidation(model, sender=level, receiver=level, slots=oldest, night=night) as sleep:
+    with consolidation(model, level, level, oldest, night, plastic=settings.plastic) as sleep:
         learn(model, tokenizer, lessons, store, _off_policy(settings), seed, folder=folder, resume=True)
         return sleep.commit()
 
@@ -324,7 +324,7 @@ def hand_on(
         last = state.table.handed_on(pair.sender)
         kept = store.pools["stored"].lessons
         lessons = [lesson for lesson, of in kept if of > last] or [lesson for lesson, _ in kept]
-        with consolidation(model, sender=pair.sender, receiver=pair.receiver, night=night) as sleep:
+        with consolidation(model, pair.sender, pair.receiver, night=night, plastic=settings.plastic) as sleep:
             learn(model, tokenizer, lessons, store, _off_policy(settings), own, folder=level, resume=True)
             sleep.commit()
         state.table.hand_on(pair.sender, night)
@@ -370,7 +370,7 @@ def seed_night(
     """
     own = 7919 * seed + night
     make_room(model, tokenizer, store, settings, night, own)
-    with consolidation(model, sender=CONTEXT, receiver=1, night=night, journal=journal) as sleep:
+    with consolidation(model, CONTEXT, 1, night=night, journal=journal, plastic=settings.plastic) as sleep:
         with teacher_view(model):
             gathered = gather(model, tokenizer, contexts, settings, own, progress)
         if not gathered.lessons:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from sleep_pipeline.seeding.teacher import TeacherSettings
 
@@ -65,6 +65,9 @@ class OptimizerSettings(_Settings):
         muon_rate: the same of Muon's for matrices, whose steps are as large as AdamW's of that rate
             (`torch.optim.Muon`); None leaves them to AdamW. It learns closer in as many steps, and an expert that opens
             every direction alike disturbs reading more (`benchmarks/LOG.md`, 2026-11-26).
+        earlier_rate: learning rate of earlier nights' experts as a share of the new one's; 0 leaves them as they are,
+            as the paper does. Trained along, with replay, they make room for each other: late nights are learned as
+            well as the first ones (`benchmarks/LOG.md`, 2026-11-27).
         warmup_share: of the steps.
         betas: of AdamW.
         weight_decay: of AdamW.
@@ -77,6 +80,7 @@ class OptimizerSettings(_Settings):
     steps: PositiveInt = 480
     learning_rate: PositiveFloat = 5e-3
     muon_rate: PositiveFloat | None = None
+    earlier_rate: float = Field(1.0, ge=0)
     warmup_share: float = Field(0.05, ge=0, le=1)
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = Field(0.0, ge=0)
@@ -131,6 +135,21 @@ class SeedingSettings(_Settings):
     replay: ReplaySettings = Field(default_factory=ReplaySettings)
     imitation: ImitationSettings = Field(default_factory=ImitationSettings)
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
+
+    @property
+    def plastic(self) -> bool:
+        """Whether earlier nights' experts learn, too."""
+        return self.optimizer.earlier_rate > 0
+
+    @model_validator(mode="after")
+    def _teachers_stand_still(self) -> Self:
+        if self.on_policy and self.teacher.experts and self.plastic:
+            raise ValueError(
+                f"lambda={self.on_policy} asks the teacher while the expert trains, and with teacher.experts on and "
+                f"optimizer.earlier_rate={self.optimizer.earlier_rate} the teacher would change meanwhile: set one of "
+                "the three to zero or false"
+            )
+        return self
 
     @property
     def prompts(self) -> int:

@@ -13,7 +13,8 @@ One student forward pass serves both. Deviations from the paper: replay takes pa
 and the mean is over tokens, not over sequences first. GRPO's own machinery gives the on-policy prompts, reward
 functions, logging, checkpoints and accelerate; batches of several processes hold different rows, whole groups each.
 
-What trains is whatever requires a gradient: in a sleep, the expert in training and its router entry alone.
+What trains is whatever requires a gradient: in a sleep, the expert in training and its router entry, and in a plastic
+one its level's earlier experts with theirs.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ from sleep_pipeline.generation.sampler import SamplingSettings, TransformersSamp
 from sleep_pipeline.hardware import hand_back_memory
 from sleep_pipeline.memory import base_view, state_of, teacher_view, trace_routing
 from sleep_pipeline.memory.checkpointing import inputs_without_gradients
-from sleep_pipeline.optimizers import MuonAdamW, matrices_and_others
 from sleep_pipeline.seeding.batches import Batch, batches, join_teachers, pad, positions
 from sleep_pipeline.seeding.checkpoints import load_trained, run_digest, save_trained
 from sleep_pipeline.seeding.divergences import Head, LiveTeacher, compare_tokens
 from sleep_pipeline.seeding.hidden import answer_head, causal_lm, hidden_states, last_block_of
 from sleep_pipeline.seeding.lessons import Lesson
+from sleep_pipeline.seeding.optimizing import apart, with_muon
 from sleep_pipeline.seeding.progress import Bar
 from sleep_pipeline.seeding.rewards import RewardFunction
 from sleep_pipeline.seeding.settings import SeedingSettings
@@ -204,19 +205,14 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
             self.model.eval()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW, with Muon for matrices if the settings name its rate."""
-        settings = self.seeding.optimizer
-        if settings.muon_rate is None:
-            return super().create_optimizer(model)
+        """See `with_muon` and `apart`."""
         if getattr(self, "optimizer", None) is None:
-            matrices, others = matrices_and_others(self.accelerator.unwrap_model(self.model), only_trained=True)
-            decay = settings.weight_decay
-            self.optimizer = MuonAdamW(
-                list(matrices.values()),
-                list(others.values()),
-                muon={"lr": settings.muon_rate, "weight_decay": decay, "adjust_lr_fn": "match_rms_adamw"},
-                adamw={"lr": settings.learning_rate, "betas": settings.betas, "weight_decay": decay},
-            )
+            trained, settings = self.accelerator.unwrap_model(self.model), self.seeding.optimizer
+            if settings.muon_rate is None:
+                super().create_optimizer(model)
+                apart(self.optimizer, trained, settings)
+            else:
+                self.optimizer = with_muon(trained, settings)
         return self.optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

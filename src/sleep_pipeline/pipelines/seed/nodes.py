@@ -307,7 +307,7 @@ def train_expert(
     if not lessons["tonight"]:
         return Pretrained(parts, manifest), pd.DataFrame(), pd.DataFrame()
     make_room(opened.model, opened.tokenizer, opened.store, seeding, night, own, seed_progress_folder / "merge")
-    Consolidation(opened.model, sender=CONTEXT, receiver=1, night=night).begin()
+    Consolidation(opened.model, sender=CONTEXT, receiver=1, night=night, plastic=seeding.plastic).begin()
     learned = learn(
         opened.model,
         opened.tokenizer,
