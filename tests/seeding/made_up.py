@@ -43,13 +43,17 @@ def louder(model: nn.Module) -> nn.Module:
 
 
 def asleep(
-    dtype: torch.dtype = torch.float32, experts: int = 1, filled: bool = True, architecture: str = "llama"
+    dtype: torch.dtype = torch.float32,
+    experts: int = 1,
+    filled: bool = True,
+    architecture: str = "llama",
+    plastic: bool = False,
 ) -> nn.Module:
     """A model with active experts in a sleep that trains one more, which already does something if `filled`."""
     model = louder(with_memory(one_level(), architecture, autocast_adapter_dtype=False)).to(dtype)
     for seed in range(experts):
         learn(model, seed=seed + 1)
-    Consolidation(model, CONTEXT, 1, night=1).begin()
+    Consolidation(model, CONTEXT, 1, night=1, plastic=plastic).begin()
     if filled:
         fill(model, 1, seed=99)
     return model

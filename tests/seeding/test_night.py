@@ -99,13 +99,32 @@ def test_the_same_night_twice_gives_bitwise_the_same_model(tiny_settings: Any, t
     assert all(torch.equal(ended[0][name], ended[1][name]) for name in ended[0])
 
 
+@pytest.mark.usefixtures("talkative")
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_earlier_experts_learn_along_if_they_have_a_rate(rate: float, model: nn.Module, tiny_tokenizer: Any) -> None:
+    store = ReplayStore(10, 10)
+    given = small(on_policy=0.0, optimizer={"earlier_rate": rate})
+    seed_night(model, tiny_tokenizer, CONTEXTS, given, store, night=1)
+    before = state(model)
+    seed_night(model, tiny_tokenizer, CONTEXTS, given, store, night=2)
+    for name, tensor in state(model).items():
+        if name.endswith((".keys", ".up")):
+            assert torch.equal(tensor[0], before[name][0]) == (rate == 0), name
+            assert not torch.equal(tensor[1], before[name][1]), name
+    assert state_of(model).table.active(1) == (0, 1)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("talkative")
-def test_a_loss_that_is_no_number_leaves_model_and_store_as_they_were(model: nn.Module, tiny_tokenizer: Any) -> None:
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_a_loss_that_is_no_number_leaves_model_and_store_as_they_were(
+    rate: float, model: nn.Module, tiny_tokenizer: Any
+) -> None:
     store = ReplayStore(10, 10)
     seed_night(model, tiny_tokenizer, CONTEXTS, small(), store, night=1, judge=Strict())
     tensors, before = state(model), fingerprint(model, store)
-    wild = small(optimizer={"learning_rate": 1e38, "clip_norm": 1e30})
+    wild = small(on_policy=0.0, optimizer={"learning_rate": 1e38, "clip_norm": 1e30, "earlier_rate": rate})
     with pytest.raises(FloatingPointError, match="nothing of this night has been kept"):
         seed_night(model, tiny_tokenizer, CONTEXTS, wild, store, night=2, judge=Strict())
     after = state(model)

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from sleep_pipeline.generation.sampler import Reply
 from sleep_pipeline.memory import adapters_view, base_view, experts_view, state_of, unlock
+from sleep_pipeline.memory.operations import trained_slots
 from sleep_pipeline.seeding.checkpoints import last_checkpoint
 from sleep_pipeline.seeding.hidden import hidden_states
 from sleep_pipeline.seeding.lessons import Lesson
@@ -139,15 +140,18 @@ class Dies(TrainerCallback):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("on_policy", "muon_rate"), [(0.0, None), (0.5, None), (0.0, 0.01)])
+@pytest.mark.parametrize(
+    ("on_policy", "muon_rate", "earlier_rate"), [(0.0, None, 0.0), (0.5, None, 1.0), (0.0, 0.01, 0.5)]
+)
 def test_a_killed_run_goes_on_to_bitwise_the_same_weights(
-    on_policy: float, muon_rate: float | None, tiny_tokenizer: Any, tmp_path: Path
+    on_policy: float, muon_rate: float | None, earlier_rate: float, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
-    optimizer = {"steps": 4, "checkpoint_every": 2, "muon_rate": muon_rate}
-    given = settings(on_policy=on_policy, optimizer=optimizer, replay={"settled_share": 0.75})
+    optimizer = {"steps": 4, "checkpoint_every": 2, "muon_rate": muon_rate, "earlier_rate": earlier_rate}
+    teacher = {"experts": False}
+    given = settings(on_policy=on_policy, optimizer=optimizer, teacher=teacher, replay={"settled_share": 0.75})
 
     def run(folder: Path, die: int | None = None, resume: bool = False) -> dict[str, Tensor]:
-        model = asleep(filled=False)
+        model = asleep(filled=False, plastic=given.plastic)
         trainer = trainer_of(
             model,
             tiny_tokenizer,
@@ -183,6 +187,29 @@ def test_a_damaged_checkpoint_is_passed_over(damaged: str, tiny_tokenizer: Any, 
     assert last_checkpoint(tmp_path, trainer.run) == older
     (older / damaged).unlink()
     assert last_checkpoint(tmp_path, trainer.run) is None
+
+
+@pytest.mark.parametrize("muon_rate", [None, 0.01])
+def test_earlier_experts_learn_at_a_rate_of_their_own_and_do_not_decay(
+    muon_rate: float | None, tiny_tokenizer: Any
+) -> None:
+    model = asleep(plastic=True)
+    before, wanted = state(model), trained(model)
+    optimizer = {"earlier_rate": 0.25, "muon_rate": muon_rate, "weight_decay": 0.5, "steps": 2}
+    given = settings(on_policy=0.0, optimizer=optimizer)
+    trainer = trainer_of(model, tiny_tokenizer, settings=given)
+    trainer.train()
+    groups = trainer.optimizer.param_groups
+    earlier = groups[-1]
+    assert {id(parameter) for parameter in earlier["params"]} == {id(slots) for slots in trained_slots(model)}
+    assert earlier["initial_lr"] == 0.25 * given.optimizer.learning_rate and earlier["weight_decay"] == 0
+    held = [parameter for group in groups for parameter in group["params"]]
+    assert len(held) == len(wanted) and len(trained_slots(model)) == 8
+    after = state(model)
+    assert {name for name in after if not torch.equal(after[name], before[name])} == wanted
+    for name in wanted:
+        if name.endswith((".keys", ".offsets", ".down", ".up")):
+            assert torch.equal(after[name][1:], before[name][1:]), "free slots stay empty"
 
 
 @pytest.mark.slow
