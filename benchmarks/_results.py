@@ -1,4 +1,4 @@
-"""What the benchmarks share that write one file from several processes."""
+"""What the benchmarks share whose files grow over many runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -15,3 +16,8 @@ def locked(path: Path) -> Iterator[None]:
     with path.with_name(f"{path.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def as_it_was(seeding: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings of seeding, with what was so before there was a setting for it: earlier experts stood still."""
+    return {**seeding, "optimizer": {"earlier_rate": 0.0, **seeding.get("optimizer", {})}}

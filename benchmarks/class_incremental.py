@@ -29,7 +29,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from _results import locked
+from _results import as_it_was, locked
 from sleep_pipeline.baselines.benchmark import curve, numbers, open_stream, run_benchmark, stream_of
 from sleep_pipeline.baselines.methods import METHODS
 from sleep_pipeline.baselines.settings import BenchmarkSettings
@@ -98,10 +98,15 @@ def without_place(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in ("folder", "hub")}
 
 
+def as_they_were(settings: Mapping[str, Any]) -> BenchmarkSettings:
+    """A run's settings; those that have come since were at their defaults, or as `as_it_was` has them."""
+    own = dict(settings["settings"])
+    return BenchmarkSettings.model_validate({**settings, "settings": {**own, "seeding": as_it_was(own["seeding"])}})
+
+
 def identity(run: Mapping[str, Any], seed: bool = True) -> str:
     """What two runs must have in common to be the same, or with other seeds the same method."""
-    # Settings that have come since a run were at their defaults.
-    whole = without_place(BenchmarkSettings.model_validate(run["settings"]).model_dump(mode="json", by_alias=True))
+    whole = without_place(as_they_were(run["settings"]).model_dump(mode="json", by_alias=True))
     settings = {name: value for name, value in whole.items() if seed or name != "seed"}
     data = run["data"]["sha256"] if seed else None
     return json.dumps([run["name"], settings, data, run["model"], run["weights_digest"]], sort_keys=True)
@@ -218,8 +223,7 @@ def check_protocol(runs: Sequence[Run], wanted: BenchmarkSettings, task: str, pa
     """
     asked = wanted.model_dump(mode="json")
     for run in runs:
-        # Settings that have come since a run were at their defaults.
-        found = BenchmarkSettings.model_validate(run["settings"]).model_dump(mode="json")
+        found = as_they_were(run["settings"]).model_dump(mode="json")
         other = [name for name in ONE_PROTOCOL if found[name] != asked[name]]
         if other or run["task"] != task:
             told = f"{other[0]}={found[other[0]]}, not {asked[other[0]]}" if other else run["task"]

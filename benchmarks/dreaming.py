@@ -134,7 +134,7 @@ class Night:
     def _arms(
         self, arms: Sequence[str], data: NightData, sampling: float, say: Callable[[str], None]
     ) -> dict[str, Outcome]:
-        fresh = self._expert()
+        fresh = self._experts()
         outcomes: dict[str, Outcome] = {}
 
         def done(name: str, seconds: float, **details: float) -> None:
@@ -150,7 +150,7 @@ class Night:
         judging = {(s.context, s.question): s.answer for _, s in pairs if self._judges(s.question)}
         probes = [Probe(context, question, answer) for (context, question), answer in judging.items()]
         before = sampling + self._learn(rest, data, self.seeding)
-        seeded = self._expert()
+        seeded = self._experts()
         for name in arms:
             self._put(seeded)
             began = time.perf_counter()
@@ -206,14 +206,14 @@ class Night:
         with reader:
             return read_beliefs(self.model, self.tokenizer, sources, samples, self.seeding.teacher.top_k)
 
-    def _expert(self) -> dict[str, torch.Tensor]:
-        return {name: p.detach().clone() for name, p in self.model.named_parameters() if ".new_" in name}
+    def _experts(self) -> dict[str, torch.Tensor]:
+        return {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
 
     @torch.no_grad()
-    def _put(self, expert: dict[str, torch.Tensor]) -> None:
+    def _put(self, experts: dict[str, torch.Tensor]) -> None:
         for name, parameter in self.model.named_parameters():
-            if name in expert:
-                parameter.copy_(expert[name])
+            if name in experts:
+                parameter.copy_(experts[name])
 
     def _outcome(self, seconds: float, details: dict[str, float]) -> Outcome:
         return Outcome(

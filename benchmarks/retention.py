@@ -20,7 +20,8 @@ many parameters as all of sleep's experts together, `_full` in all weights; `_re
 `--equal seconds` as many as are trained in the same time, by a short life of both, night by night in turn, beforehand
 (sampling is not counted, nor is what `_ewc` reads again to find out which weights matter).
 `joint_*` learn all documents at once, in as many steps of as many rows as all nights together, and are the bound.
-Ablations of sleep are named after what they lack or change.
+Ablations of sleep are named after what they lack or change; `frozen_experts` leaves earlier nights' experts as they
+are, as the paper does.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from typing import Any
 import torch
 
 from _lives import Life, figures, margin, show
-from _results import locked
+from _results import as_it_was, locked
 from sleep_pipeline import load_model
 from sleep_pipeline.baselines.finetuning import FineTuning
 from sleep_pipeline.baselines.protocol import Learner
@@ -217,6 +218,7 @@ METHODS: dict[str, Maker] = {
     "on_policy_share": sleeping({"lambda": 0.25}),
     "on_policy_only": sleeping({"lambda": 1.0}),
     "no_replay": sleeping({"replay": {"stored_rows": 0, "open_book_rows": 0}}),
+    "frozen_experts": sleeping({"optimizer": {"earlier_rate": 0.0}}),
     "all_layers": sleeping(starts_at=0.0, rank=16),
     "router_null_softmax": sleeping(router="null_softmax"),
     "router_sigmoid": sleeping(router="sigmoid"),
@@ -357,8 +359,7 @@ def earlier(path: Path | None, protocol: dict[str, Any]) -> dict[str, dict[str, 
     if path is None or not path.exists():
         return {}
     record = json.loads(path.read_text(encoding="utf-8"))
-    # Settings that have come since were at their defaults.
-    settings = SeedingSettings.model_validate(record["protocol"]["settings"])
+    settings = SeedingSettings.model_validate(as_it_was(record["protocol"]["settings"]))
     record["protocol"]["settings"] = settings.model_dump(by_alias=True, mode="json")
     record["protocol"].setdefault("equal", "steps")
     what = ("nights", "documents", "facts", "equal", "settings", "memory", "model")

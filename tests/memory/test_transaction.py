@@ -18,6 +18,7 @@ from tiny_models import (
     same,
     snapshot,
     three_levels,
+    tokens,
     with_memory,
 )
 from torch import Tensor, nn
@@ -35,12 +36,13 @@ from sleep_pipeline.memory import (
     recover,
     reset,
     state_of,
+    student_view,
     teacher_view,
     unlock,
 )
 from sleep_pipeline.memory import journal as module
 from sleep_pipeline.memory.levels import SLOTS, WORKSPACE, Level
-from sleep_pipeline.memory.operations import level_tensors
+from sleep_pipeline.memory.operations import level_tensors, trained_slots
 
 
 def lived() -> tuple[nn.Module, WakeUpdates]:
@@ -183,6 +185,32 @@ def test_only_a_plastic_sleep_lets_earlier_experts_learn() -> None:
     up = level_tensors(state_of(model), 1)[0].up
     name = next(name for name, parameter in model.named_parameters() if parameter is up)
     torch.testing.assert_close(up[:2], before[name][:2] + 0.25)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_teacher_of_a_plastic_sleep_is_the_model_before_it(dtype: torch.dtype) -> None:
+    model, _ = lived()
+    model.to(dtype)
+    teacher = logits(model)
+    with consolidation(model, CONTEXT, 1, plastic=True) as sleep:
+        fill(model, 1, seed=7)
+        stir(model)
+        student = logits(model)
+        with teacher_view(model):
+            torch.testing.assert_close(logits(model), teacher, rtol=2e-2, atol=2e-2)
+            with student_view(model):
+                assert torch.equal(logits(model), student)
+        assert torch.equal(logits(model), student)
+        ids = tokens()
+        loss = model(input_ids=ids, labels=ids).loss
+        with teacher_view(model), torch.no_grad():
+            model(input_ids=ids)
+        model.zero_grad()
+        loss.backward()
+        assert all(slots.grad is not None and slots.grad.any() for slots in trained_slots(model))
+        sleep.commit()
+    torch.testing.assert_close(logits(model), student, rtol=2e-2, atol=2e-2)
+    assert not torch.allclose(student, teacher, rtol=2e-2, atol=2e-2)
 
 
 def test_a_first_night_has_no_earlier_experts_to_loosen() -> None:

@@ -8,8 +8,9 @@
     model.save_pretrained("memory")
 
 Importing this package registers the method with PEFT. It deviates from the paper (paper.md section 2) in the
-router, which the paper leaves open: gates start shut (`routers.py`), and in the chain of eq. 1, which is
-residual here so that a level that has learned nothing is an exact no-op.
+router, which the paper leaves open: gates start shut (`routers.py`), in the chain of eq. 1, which is
+residual here so that a level that has learned nothing is an exact no-op, and, with `plastic=True`, in letting
+earlier experts learn along with the new one.
 """
 
 from peft.utils import register_peft_method

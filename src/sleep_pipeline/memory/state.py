@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sleep_pipeline.memory.slots import SlotError, SlotState, SlotTable
 
@@ -118,6 +118,9 @@ class MemoryState:
         trainable: whether the expert in training may receive gradients.
         owned: whether a tuner object switches this memory on and off (not so after bare injection).
         layers: the layers that share this state, in model order.
+        hidden: while earlier experts are trained, their tensors with the values that are not shown: those of before the
+            sleep, or with `past` those of now.
+        past: whether the experts are shown as they were before the sleep.
     """
 
     config: "ContinuumMemoryConfig"
@@ -128,6 +131,8 @@ class MemoryState:
     trainable: bool = True
     owned: bool = False
     layers: list["ContinuumLayer"] = field(default_factory=list)
+    hidden: list[tuple[nn.Parameter, Tensor]] = field(default_factory=list)
+    past: bool = False
     view: View | None = None
     random: RandomExperts | None = None
     trace: "RoutingTrace | None" = None
@@ -200,6 +205,14 @@ class MemoryState:
             self.check(view)
         self.view = view
         self.refresh()
+
+    def show(self, past: bool) -> None:
+        """Show the experts as they were before a plastic sleep, or as they are. For use by `views.py`."""
+        if past != self.past:
+            shown = [(parameter, parameter.data) for parameter, _ in self.hidden]
+            for parameter, other in self.hidden:
+                parameter.data = other
+            self.hidden, self.past = shown, past
 
     def refresh(self) -> None:
         """Recompute the plan after any change of table, view or flags."""

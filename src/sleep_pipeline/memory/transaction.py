@@ -37,7 +37,7 @@ class Consolidation:
         journal: where to keep the transaction on disk.
         adapter_name: which memory, if there are several.
         plastic: whether the receiver's earlier experts learn as well, which the paper leaves as they are. What a night
-            taught is no longer in one slot alone then, and a teacher's view moves with them while they are trained.
+            taught is no longer in one slot alone then.
 
     Every sleep trains the same tensors anew, so every sleep needs an optimiser of its own.
     """
@@ -201,8 +201,10 @@ class Consolidation:
             for name in SLOTS:
                 slots = tensors.get_parameter(name)
                 self._stored.append((slots, slots.data))
-                half = slots.dtype in (torch.float16, torch.bfloat16)
-                slots.data = slots.data.float() if half else slots.data.clone()
+                dtype = torch.promote_types(slots.dtype, torch.float32)
+                if not self._resumed:
+                    self.state.hidden.append((slots, slots.data.to(dtype)))
+                slots.data = slots.data.to(dtype, copy=True)
 
     def _compute(self) -> None:
         if self.state.pending[self.sender - 1]:
@@ -267,6 +269,7 @@ class Consolidation:
     def _apply(self) -> int:
         for slots, before in self._stored:
             slots.data, slots.grad = slots.data.to(before.dtype), None
+        self.state.hidden = []
         table = self.state.table.copy()
         table.sleep = None
         slot = table.activate(self.receiver)
@@ -295,7 +298,7 @@ class Consolidation:
         """Copy every tensor that a commit changes; return what puts them back."""
         sleep = self.state.table.sleep
         assert sleep is not None
-        trained = [(slots, slots.data) for slots, _ in self._stored]
+        trained, hidden = [(slots, slots.data) for slots, _ in self._stored], self.state.hidden
         rows = {(self.receiver, sleep.slot), *((self.sender, slot) for slot in self.senders)}
         saved: list[tuple[Tensor, Tensor]] = []
         for level, slot in sorted(rows):
@@ -313,6 +316,7 @@ class Consolidation:
         def undo() -> None:
             for slots, data in trained:
                 slots.data = data
+            self.state.hidden = hidden
             with torch.no_grad():
                 for tensor, copy in saved:
                     tensor.copy_(copy)
@@ -336,7 +340,7 @@ class Consolidation:
             tensors.clear_workspace()
         for slots, before in self._stored:
             slots.data, slots.grad = before, None
-        self._stored = []
+        self._stored, self.state.hidden = [], []
         if self._moves_base:
             with torch.no_grad():
                 for tensors in level_tensors(self.state, self.sender):

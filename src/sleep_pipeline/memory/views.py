@@ -18,20 +18,24 @@ from sleep_pipeline.memory.state import MemoryState, RandomExperts, View
 
 
 @contextmanager
-def _viewed(states: list[MemoryState], choose: Callable[[MemoryState], View | None]) -> Iterator[None]:
+def _viewed(
+    states: list[MemoryState], choose: Callable[[MemoryState], View | None], past: bool | None = None
+) -> Iterator[None]:
     chosen = [choose(state) for state in states]
     for state, view in zip(states, chosen, strict=True):
         if view is not None:
             state.check(view)
-    before = [state.view for state in states]
+    before = [(state.view, state.past) for state in states]
     try:
         for state, view in zip(states, chosen, strict=True):
             state.set_view(view)
+            state.show(state.past if past is None else past)
         yield
     finally:
-        for state, view in zip(states, before, strict=True):
+        for state, (view, shown) in zip(states, before, strict=True):
             state.view = view
             state.refresh()
+            state.show(shown)
 
 
 def _chosen(model: nn.Module, adapter_name: str | None) -> list[MemoryState]:
@@ -40,15 +44,18 @@ def _chosen(model: nn.Module, adapter_name: str | None) -> list[MemoryState]:
 
 @contextmanager
 def teacher_view(model: nn.Module, adapter_name: str | None = None) -> Iterator[None]:
-    """Compute as before the sleep: all active experts, current base weights, without the new expert."""
-    with _viewed(_chosen(model, adapter_name), MemoryState.teacher):
+    """Compute as before the sleep: all active experts, current base weights, without the new expert.
+
+    In a plastic sleep that was taken up again, the experts are those that were saved.
+    """
+    with _viewed(_chosen(model, adapter_name), MemoryState.teacher, past=True):
         yield
 
 
 @contextmanager
 def student_view(model: nn.Module, adapter_name: str | None = None) -> Iterator[None]:
     """Compute as the student, the default state; of use inside another view."""
-    with _viewed(_chosen(model, adapter_name), MemoryState.student):
+    with _viewed(_chosen(model, adapter_name), MemoryState.student, past=False):
         yield
 
 

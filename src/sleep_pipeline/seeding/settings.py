@@ -143,11 +143,10 @@ class SeedingSettings(_Settings):
 
     @model_validator(mode="after")
     def _teachers_stand_still(self) -> Self:
-        if self.on_policy and self.teacher.experts and self.plastic:
+        if self.teacher.experts and self.plastic:
             raise ValueError(
-                f"lambda={self.on_policy} asks the teacher while the expert trains, and with teacher.experts on and "
-                f"optimizer.earlier_rate={self.optimizer.earlier_rate} the teacher would change meanwhile: set one of "
-                "the three to zero or false"
+                "with teacher.experts the teacher is asked after seeding, too, when optimizer.earlier_rate="
+                f"{self.optimizer.earlier_rate} has changed its experts: set earlier_rate to 0, or experts to false"
             )
         return self
 
