@@ -100,8 +100,9 @@ def without_place(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_they_were(settings: Mapping[str, Any]) -> BenchmarkSettings:
     """A run's settings; those that have come since were at their defaults, or as `as_it_was` has them."""
-    own = dict(settings["settings"])
-    return BenchmarkSettings.model_validate({**settings, "settings": {**own, "seeding": as_it_was(own["seeding"])}})
+    own = settings.get("settings", {})
+    seeding = as_it_was(own.get("seeding", {}))
+    return BenchmarkSettings.model_validate({**settings, "settings": {**own, "seeding": seeding}})
 
 
 def identity(run: Mapping[str, Any], seed: bool = True) -> str:

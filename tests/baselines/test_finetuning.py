@@ -23,7 +23,7 @@ def settings(experts: bool = False) -> SeedingSettings:
         {
             "rows": 4,
             "teacher": {"experts": experts},
-            "optimizer": {"steps": 8, "learning_rate": 1e-2, "precision": "fp32"},
+            "optimizer": {"steps": 8, "learning_rate": 1e-2, "precision": "fp32", "earlier_rate": 0.0},
         }
     )
 

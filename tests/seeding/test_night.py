@@ -103,7 +103,7 @@ def test_the_same_night_twice_gives_bitwise_the_same_model(tiny_settings: Any, t
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 def test_earlier_experts_learn_along_if_they_have_a_rate(rate: float, model: nn.Module, tiny_tokenizer: Any) -> None:
     store = ReplayStore(10, 10)
-    given = small(on_policy=0.0, optimizer={"earlier_rate": rate})
+    given = settings(teacher={**ASK, "experts": False}, on_policy=0.0, optimizer={"earlier_rate": rate})
     seed_night(model, tiny_tokenizer, CONTEXTS, given, store, night=1)
     before = state(model)
     seed_night(model, tiny_tokenizer, CONTEXTS, given, store, night=2)
@@ -124,7 +124,10 @@ def test_a_loss_that_is_no_number_leaves_model_and_store_as_they_were(
     store = ReplayStore(10, 10)
     seed_night(model, tiny_tokenizer, CONTEXTS, small(), store, night=1, judge=Strict())
     tensors, before = state(model), fingerprint(model, store)
-    wild = small(on_policy=0.0, optimizer={"learning_rate": 1e38, "clip_norm": 1e30, "earlier_rate": rate})
+    wild = settings(
+        teacher={**ASK, "experts": False},
+        optimizer={"learning_rate": 1e38, "clip_norm": 1e30, "earlier_rate": rate},
+    )
     with pytest.raises(FloatingPointError, match="nothing of this night has been kept"):
         seed_night(model, tiny_tokenizer, CONTEXTS, wild, store, night=2, judge=Strict())
     after = state(model)

@@ -196,7 +196,7 @@ def test_earlier_experts_learn_at_a_rate_of_their_own_and_do_not_decay(
     model = asleep(plastic=True)
     before, wanted = state(model), trained(model)
     optimizer = {"earlier_rate": 0.25, "muon_rate": muon_rate, "weight_decay": 0.5, "steps": 2}
-    given = settings(on_policy=0.0, optimizer=optimizer)
+    given = settings(on_policy=0.0, optimizer=optimizer, teacher={"experts": False})
     trainer = trainer_of(model, tiny_tokenizer, settings=given)
     trainer.train()
     groups = trainer.optimizer.param_groups
