@@ -10,18 +10,17 @@ import pytest
 import torch
 from tiny_models import (
     build,
+    everything,
     fill,
     learn,
-    live_a_day,
+    lived,
     logits,
     one_level,
-    same,
     snapshot,
-    three_levels,
-    tokens,
+    unchanged,
     with_memory,
 )
-from torch import Tensor, nn
+from torch import nn
 
 from sleep_pipeline.memory import (
     CONTEXT,
@@ -30,40 +29,16 @@ from sleep_pipeline.memory import (
     JournalError,
     SlotError,
     SlotState,
-    WakeUpdates,
     activate,
     consolidation,
     recover,
     reset,
     state_of,
-    student_view,
     teacher_view,
     unlock,
 )
 from sleep_pipeline.memory import journal as module
-from sleep_pipeline.memory.levels import SLOTS, WORKSPACE, Level
-from sleep_pipeline.memory.operations import level_tensors, trained_slots
-
-
-def lived() -> tuple[nn.Module, WakeUpdates]:
-    """Return a model with two experts in level 1, one in level 2, and a day's gradients."""
-    model = with_memory(three_levels())
-    learn(model, 1, seed=1)
-    learn(model, 1, seed=2)
-    learn(model, 2, seed=3)
-    updates = WakeUpdates(model)
-    live_a_day(model, updates)
-    return model, updates
-
-
-def everything(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any], Tensor]:
-    """Return all that a transaction may change: every tensor, the state, and what the model computes."""
-    state = state_of(model)
-    return snapshot(model), state.to_dict(), logits(model)
-
-
-def unchanged(left: tuple[Any, ...], right: tuple[Any, ...]) -> bool:
-    return same(left[0], right[0]) and left[1] == right[1] and torch.equal(left[2], right[2])
+from sleep_pipeline.memory.levels import Level
 
 
 def test_a_commit_applies_update_reset_and_activation_together() -> None:
@@ -151,127 +126,6 @@ def test_a_commit_that_fails_half_way_is_taken_back_and_can_be_repeated(monkeypa
     assert unchanged(everything(model), before)
     monkeypatch.setattr(Level, "clear_slots", original)
     assert sleep.commit() == 1
-
-
-def stir(model: nn.Module, level: int = 1, size: float = 0.25) -> None:
-    """Move what is stored in a level, as a plastic sleep's training does."""
-    for tensors in level_tensors(state_of(model), level):
-        for name in SLOTS:
-            slots = tensors.get_parameter(name)
-            assert slots.requires_grad
-            slots.grad = torch.ones_like(slots)
-            with torch.no_grad():
-                slots[: len(state_of(model).table.active(level))] += size
-
-
-def trainable(model: nn.Module) -> set[str]:
-    return {name.split(".")[-1] for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def test_only_a_plastic_sleep_lets_earlier_experts_learn() -> None:
-    model, _ = lived()
-    with consolidation(model, CONTEXT, 1):
-        assert trainable(model) == set(WORKSPACE)
-    before = snapshot(model)
-    with consolidation(model, CONTEXT, 1, plastic=True) as sleep:
-        assert trainable(model) == {*WORKSPACE, *SLOTS}
-        assert {name.split(".")[-3] for name, p in model.named_parameters() if p.requires_grad} == {"default"}
-        stir(model)
-        sleep.commit()
-    changed = {name for name, value in snapshot(model).items() if not torch.equal(value, before[name])}
-    assert {name.split(".")[-1] for name in changed} == set(SLOTS)
-    assert {name.split(".")[-2] for name in changed} == {"0"}, "the other levels' experts stay"
-    assert not trainable(model) and all(parameter.grad is None for parameter in model.parameters())
-    up = level_tensors(state_of(model), 1)[0].up
-    name = next(name for name, parameter in model.named_parameters() if parameter is up)
-    torch.testing.assert_close(up[:2], before[name][:2] + 0.25)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_teacher_of_a_plastic_sleep_is_the_model_before_it(dtype: torch.dtype) -> None:
-    model, _ = lived()
-    model.to(dtype)
-    teacher = logits(model)
-    with consolidation(model, CONTEXT, 1, plastic=True) as sleep:
-        fill(model, 1, seed=7)
-        stir(model)
-        student = logits(model)
-        with teacher_view(model):
-            torch.testing.assert_close(logits(model), teacher, rtol=2e-2, atol=2e-2)
-            with student_view(model):
-                assert torch.equal(logits(model), student)
-        assert torch.equal(logits(model), student)
-        ids = tokens()
-        loss = model(input_ids=ids, labels=ids).loss
-        with teacher_view(model), torch.no_grad():
-            model(input_ids=ids)
-        model.zero_grad()
-        loss.backward()
-        assert all(slots.grad is not None and slots.grad.any() for slots in trained_slots(model))
-        sleep.commit()
-    torch.testing.assert_close(logits(model), student, rtol=2e-2, atol=2e-2)
-    assert not torch.allclose(student, teacher, rtol=2e-2, atol=2e-2)
-
-
-def test_a_first_night_has_no_earlier_experts_to_loosen() -> None:
-    model = with_memory()
-    with consolidation(model, CONTEXT, 1, plastic=True):
-        assert trainable(model) == set(WORKSPACE)
-    learn(model)
-    learn(model)
-    with consolidation(model, 1, 1, slots=(0, 1), plastic=True):
-        assert trainable(model) == set(WORKSPACE), "merged, all of them go"
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_plastic_sleep_that_is_not_committed_leaves_no_bit_behind(dtype: torch.dtype) -> None:
-    model, _ = lived()
-    model.to(dtype)
-    before = everything(model)
-    with consolidation(model, CONTEXT, 1, plastic=True):
-        fill(model, 1, seed=7)
-        stir(model, size=1e-4)
-        assert {p.dtype for p in model.parameters() if p.requires_grad and p.dim() == 3} == {torch.float32}
-    assert unchanged(everything(model), before)
-    with consolidation(model, CONTEXT, 1, plastic=True) as sleep:
-        stir(model)
-        sleep.commit()
-    assert not unchanged(everything(model), before)
-    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
-
-
-def test_a_plastic_commit_that_fails_is_taken_back_and_can_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _ = lived()
-    model.to(torch.bfloat16)
-    sleep = Consolidation(model, CONTEXT, 1, plastic=True).begin()
-    fill(model, 1, seed=7)
-    stir(model, size=1e-4)
-    before = everything(model)
-    with monkeypatch.context() as patched:
-        patched.setattr(Level, "store_workspace", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            sleep.commit()
-    assert unchanged(everything(model), before)
-    assert trainable(model) == {*WORKSPACE, *SLOTS}
-    sleep.commit()
-    assert state_of(model).table.active(1) == (0, 1, 2)
-
-
-def test_a_saved_plastic_sleep_is_resumed_and_can_be_committed_but_not_aborted(tmp_path: Path) -> None:
-    model, _ = lived()
-    Consolidation(model, CONTEXT, 1, plastic=True).begin()
-    fill(model, 1, seed=7)
-    stir(model)
-    saved = everything(model)
-    model.save_pretrained(tmp_path)
-    loaded = peft.PeftModel.from_pretrained(build("llama"), tmp_path, is_trainable=True)
-    sleep = Consolidation.resume(loaded)
-    assert unchanged(everything(loaded), saved)
-    assert trainable(loaded) == {*WORKSPACE, *SLOTS}
-    with pytest.raises(SlotError, match="load the memory that was committed last"):
-        sleep.abort()
-    sleep.commit()
-    torch.testing.assert_close(logits(loaded), saved[2])
 
 
 def test_merging_moves_two_experts_into_one() -> None:

@@ -1,6 +1,7 @@
 """Tiny random models of many architectures, and helpers that put a memory into them and teach it something."""
 
 from collections.abc import Callable
+from typing import Any
 
 import peft
 import torch
@@ -153,3 +154,24 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def lived() -> tuple[nn.Module, WakeUpdates]:
+    """Return a model with two experts in level 1, one in level 2, and a day's gradients."""
+    model = with_memory(three_levels())
+    learn(model, 1, seed=1)
+    learn(model, 1, seed=2)
+    learn(model, 2, seed=3)
+    updates = WakeUpdates(model)
+    live_a_day(model, updates)
+    return model, updates
+
+
+def everything(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any], Tensor]:
+    """Return all that a transaction may change: every tensor, the state, and what the model computes."""
+    state = state_of(model)
+    return snapshot(model), state.to_dict(), logits(model)
+
+
+def unchanged(left: tuple[Any, ...], right: tuple[Any, ...]) -> bool:
+    return same(left[0], right[0]) and left[1] == right[1] and torch.equal(left[2], right[2])
