@@ -94,3 +94,16 @@ def test_one_kind_alone_will_do(name: str) -> None:
     before = weights(model)
     step(model, optimizer)
     assert [key for key, weight in weights(model).items() if not torch.equal(weight, before[key])] == [name]
+
+
+def test_groups_of_others_keep_their_own_rates() -> None:
+    model = Small()
+    groups = [{"params": [model.embed.weight]}, {"params": [model.middle.bias], "lr": 0.0, "weight_decay": 0.0}]
+    optimizer = MuonAdamW([model.middle.weight], groups, MUON, ADAMW)
+    before = weights(model)
+    step(model, optimizer)
+    resumed = MuonAdamW([model.middle.weight], groups, MUON, ADAMW)
+    resumed.load_state_dict(optimizer.state_dict())
+    step(model, resumed)
+    changed = [name for name, weight in weights(model).items() if not torch.equal(weight, before[name])]
+    assert changed == ["embed.weight", "middle.weight"]

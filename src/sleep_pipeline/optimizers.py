@@ -23,7 +23,7 @@ class MuonAdamW(torch.optim.Optimizer):
     def __init__(
         self,
         matrices: Sequence[nn.Parameter],
-        others: Sequence[nn.Parameter] | Sequence[dict[str, Any]],
+        others: Sequence[nn.Parameter | dict[str, Any]],
         muon: Mapping[str, Any],
         adamw: Mapping[str, Any],
     ) -> None:
@@ -31,7 +31,7 @@ class MuonAdamW(torch.optim.Optimizer):
         if matrices:
             parts.append(torch.optim.Muon(matrices, **muon))
         if others:
-            parts.append(torch.optim.AdamW(list(others), **adamw))
+            parts.append(torch.optim.AdamW(others, **adamw))  # type: ignore[arg-type]
         super().__init__([group for part in parts for group in part.param_groups], {})
         self._parts = parts
         self._groups = [len(part.param_groups) for part in parts]

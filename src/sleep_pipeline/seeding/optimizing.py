@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -36,13 +38,14 @@ def with_muon(model: nn.Module, settings: OptimizerSettings) -> MuonAdamW:
         for part in matrices_and_others(model, only_trained=True)
     )
     decay = settings.weight_decay
+    groups = [{"params": others}, _group(earlier, settings)]
     return MuonAdamW(
         matrices,
-        [{"params": others}, *([_group(earlier, settings)] if earlier else [])],
+        [group for group in groups if group["params"]],
         muon={"lr": settings.muon_rate, "weight_decay": decay, "adjust_lr_fn": "match_rms_adamw"},
         adamw={"lr": settings.learning_rate, "betas": settings.betas, "weight_decay": decay},
     )
 
 
-def _group(earlier: list[nn.Parameter], settings: OptimizerSettings) -> dict[str, object]:
+def _group(earlier: list[nn.Parameter], settings: OptimizerSettings) -> dict[str, Any]:
     return {"params": earlier, "lr": settings.earlier_rate * settings.learning_rate, "weight_decay": 0.0}

@@ -209,11 +209,11 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         if getattr(self, "optimizer", None) is None:
             trained, settings = self.accelerator.unwrap_model(self.model), self.seeding.optimizer
             if settings.muon_rate is None:
-                super().create_optimizer(model)
-                apart(self.optimizer, trained, settings)
+                apart(super().create_optimizer(model), trained, settings)
             else:
                 self.optimizer = with_muon(trained, settings)
-        return self.optimizer
+        optimizer: torch.optim.Optimizer = self.optimizer
+        return optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Keep what was logged, for whoever asks after training."""
