@@ -117,7 +117,7 @@ class Night:
 
     def lived(self, arms: Sequence[str], say: Callable[[str], None]) -> dict[str, Outcome]:
         """Every arm's outcome; questions that the teacher asks in the same words are taken out of the day."""
-        with consolidation(self.model, sender=CONTEXT, receiver=1, night=2) as sleep:
+        with consolidation(self.model, CONTEXT, 1, night=2, plastic=self.seeding.plastic) as sleep:
             began = time.perf_counter()
             with base_view(self.model):
                 data = gather(

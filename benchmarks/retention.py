@@ -21,7 +21,7 @@ many parameters as all of sleep's experts together, `_full` in all weights; `_re
 (sampling is not counted, nor is what `_ewc` reads again to find out which weights matter).
 `joint_*` learn all documents at once, in as many steps of as many rows as all nights together, and are the bound.
 Ablations of sleep are named after what they lack or change; `frozen_experts` leaves earlier nights' experts as they
-are, as the paper does.
+are, as the paper does. `no_replay` leaves them, too, since nothing of theirs is rehearsed.
 """
 
 from __future__ import annotations

@@ -63,6 +63,21 @@ def sleep_once(model: Any, night: int, merged: tuple[int, ...] = ()) -> None:
     activate(model, 1)
 
 
+def sleep_plastically(model: Any, night: int) -> None:
+    """A night in which earlier experts learn as well."""
+    import torch
+
+    from sleep_pipeline.memory import CONTEXT, consolidation
+    from sleep_pipeline.memory.operations import trained_slots
+
+    with consolidation(model, CONTEXT, 1, night=night, plastic=True) as sleep:
+        fill(model, night)
+        with torch.no_grad():
+            for slots in trained_slots(model):
+                slots.mul_(1.5)
+        sleep.commit()
+
+
 def register(registry: NightRegistry, opened: NightModel, number: int, parent: int, base: str) -> None:
     checkpoint = registry.folder / f"night_{number:03d}"
     opened.model.save_pretrained(str(checkpoint))
@@ -76,12 +91,15 @@ def register(registry: NightRegistry, opened: NightModel, number: int, parent: i
 
 @pytest.fixture(scope="module")
 def life(tmp_path_factory: pytest.TempPathFactory, base: str) -> Path:
-    """Three nights that grow from each other; the third merges the experts of the others."""
+    """Nights that grow from each other; the third merges the experts of the others, the fourth changes those it has."""
     registry = NightRegistry(tmp_path_factory.mktemp("life"))
     live = opened(base)
     for number, merged in ((1, ()), (2, ()), (3, (0, 1))):
         sleep_once(live.model, number, merged)
         register(registry, live, number, number - 1, base)
+    sleep_plastically(live.model, 4)
+    register(registry, live, 4, 3, base)
+    registry.promote(3)
     return registry.folder
 
 
@@ -105,7 +123,7 @@ def woken(life: Path, night: int) -> Awake:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("night", [1, 2, 3])
+@pytest.mark.parametrize("night", [1, 2, 3, 4])
 def test_the_sides_are_the_parents_checkpoint_and_the_nights(life: Path, base: str, night: int) -> None:
     import torch
 
@@ -117,13 +135,16 @@ def test_the_sides_are_the_parents_checkpoint_and_the_nights(life: Path, base: s
 
 
 @pytest.mark.slow
-def test_the_parents_checkpoint_is_read_only_where_experts_were_merged(life: Path, tmp_path: Path) -> None:
+def test_the_parents_checkpoint_is_read_only_where_experts_were_changed(life: Path, tmp_path: Path) -> None:
     copied = shutil.copytree(life, tmp_path / "life")
     shutil.rmtree(copied / "night_001")
     assert woken(copied, 2).sides[0].label == "parent (night 1)"
     shutil.rmtree(copied / "night_002")
     with pytest.raises(RegistryError, match="night_002 holds no complete checkpoint"):
         woken(copied, 3)
+    shutil.rmtree(copied / "night_003")
+    with pytest.raises(RegistryError, match="night_003 holds no complete checkpoint"):
+        woken(copied, 4)
 
 
 @pytest.mark.slow
@@ -166,7 +187,7 @@ def test_a_folder_without_a_live_night_says_what_to_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("night", [2, 3])
+@pytest.mark.parametrize("night", [2, 3, 4])
 def test_the_evaluation_of_a_night_that_is_not_registered_yet_measures_its_parent(
     life: Path, base: str, night: int
 ) -> None:
@@ -247,7 +268,7 @@ def test_before_any_night_the_base_model_answers_alone(project: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--night=7"], "night 7 is not registered (registered: 1, 2, 3)"),
+        (["--night=7"], "night 7 is not registered (registered: 1, 2, 3, 4)"),
         (["--question", " "], "the question is empty"),
         (["--question", "Mira " * 2000], "do not fit into the model's window"),
     ],

@@ -67,7 +67,7 @@ class Needs:
         disk: that the night leaves.
         disk_free: that are free.
         base: weights of the base model.
-        experts: all slots of the memory, and the expert in training with its gradients and moments.
+        experts: all slots of the memory, and what trains of them with its gradients and moments.
         trials: what copies that try dreams may take beside the model.
         memory_free: that are available.
     """
@@ -213,7 +213,10 @@ def needs_of(settings: Settings, last_night: int | None, disk_free: int) -> Need
         carrying = len(settings.memory.layers(layers))
         one = [2 * level.rank * width * carrying * _FLOAT for level in settings.memory.levels]
         slots = [level.num_slots for level in settings.memory.levels]
-        experts = sum(size * count for size, count in zip(one, slots, strict=True)) + _COPIES_IN_TRAINING * one[0]
+        # Earlier experts train as well, and are kept as they were.
+        training = 1 + (slots[0] if settings.seeding.plastic and last_night is not None else 0)
+        stored = sum(size * count for size, count in zip(one, slots, strict=True))
+        experts = stored + _COPIES_IN_TRAINING * training * one[0]
         if disk is None:
             # The checkpoint before dreaming and the one after it.
             disk = 2 * one[0]

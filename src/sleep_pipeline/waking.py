@@ -106,7 +106,7 @@ def wake_night(registry: NightRegistry, number: int, machine: MachineSettings) -
     """Load the model of a night so that it can be asked as it is and as it was before that night.
 
     Model and memory are those that the checkpoint names. The parent is a view of the same network that leaves the
-    night's expert out; where the night merged older experts, these are read from the parent's checkpoint.
+    night's expert out; where the night changed older experts, these are read from the parent's checkpoint.
 
     Raises:
         RegistryError: the night is unknown, or a checkpoint that is needed is missing or another one.
@@ -139,7 +139,7 @@ def view_before(
         model: of the night.
         number: the night's; it need not be registered.
         parent: the night that it grew from.
-        registry: where the parent is found if the night merged experts.
+        registry: where the parent is found if the night merged experts, or trained earlier ones.
 
     Raises:
         RegistryError: the parent's checkpoint is needed, and it is missing or another one.

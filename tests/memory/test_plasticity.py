@@ -18,7 +18,7 @@ from sleep_pipeline.memory import (
     teacher_view,
 )
 from sleep_pipeline.memory.levels import SLOTS, WORKSPACE, Level
-from sleep_pipeline.memory.operations import level_tensors, trained_slots
+from sleep_pipeline.memory.operations import level_tensors, memory_layers, trained_slots
 
 
 def stir(model: nn.Module, level: int = 1, size: float = 0.25) -> None:
@@ -140,3 +140,49 @@ def test_a_saved_plastic_sleep_is_resumed_and_can_be_committed_but_not_aborted(t
         sleep.abort()
     sleep.commit()
     torch.testing.assert_close(logits(loaded), saved[2])
+
+
+def test_a_commit_tells_that_earlier_experts_have_changed() -> None:
+    model, _ = lived()
+    with consolidation(model, CONTEXT, 1, night=5, plastic=True) as sleep:
+        slot = sleep.commit()
+    events = state_of(model).table.events
+    assert events[-3:] == [(5, 1, slot, "unlock"), (5, 1, -1, "plastic"), (5, 1, slot, "activate")]
+
+
+def test_what_was_learned_is_not_left_out_of_a_save(tmp_path: Path) -> None:
+    model, _ = lived()
+    Consolidation(model, CONTEXT, 1, plastic=True).begin()
+    stir(model)
+    with teacher_view(model), pytest.raises(SlotError, match="leave the view"):
+        model.save_pretrained(tmp_path)
+    with pytest.raises(SlotError, match="commit or abort it where it was begun"):
+        Consolidation.resume(model)
+
+
+def test_a_sleep_begun_without_gradients_trains_all_the_same() -> None:
+    model, _ = lived()
+    with torch.inference_mode():
+        sleep = Consolidation(model, CONTEXT, 1, plastic=True).begin()
+    ids = tokens()
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all(slots.grad is not None for slots in trained_slots(model))
+    with torch.inference_mode():
+        sleep.commit()
+    assert not any(parameter.is_inference() for parameter in model.parameters())
+
+
+def test_layers_that_are_computed_again_show_the_experts_of_the_first_time() -> None:
+    model, _ = lived()
+    (layer, *_) = memory_layers(model)
+    with consolidation(model, CONTEXT, 1, plastic=True):
+        fill(model, 1, seed=7)
+        stir(model)
+        switches, up = layer.switches(), level_tensors(state_of(model), 1)[0].up
+        now = up.clone()
+        with teacher_view(model):
+            assert not torch.equal(up, now)
+            with layer.switched(switches):
+                assert torch.equal(up, now)
+            assert not torch.equal(up, now)
+        assert torch.equal(up, now)

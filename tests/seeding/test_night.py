@@ -115,6 +115,17 @@ def test_earlier_experts_learn_along_if_they_have_a_rate(rate: float, model: nn.
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.usefixtures("talkative")
+def test_experts_whose_lessons_are_not_at_hand_stand_still(model: nn.Module, tiny_tokenizer: Any) -> None:
+    given = settings(teacher={**ASK, "experts": False}, on_policy=0.0, optimizer={"earlier_rate": 1.0, "steps": 2})
+    seed_night(model, tiny_tokenizer, CONTEXTS, given, ReplayStore(10, 10), night=1)
+    before = state(model)
+    seed_night(model, tiny_tokenizer, CONTEXTS, given, ReplayStore(10, 10), night=2)
+    for name, tensor in state(model).items():
+        if name.endswith((".keys", ".up")):
+            assert torch.equal(tensor[0], before[name][0]), name
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("talkative")
 @pytest.mark.parametrize("rate", [0.0, 1.0])

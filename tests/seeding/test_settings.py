@@ -23,6 +23,11 @@ def test_unknown_names_are_refused(values: dict[str, Any]) -> None:
         SeedingSettings.model_validate(values)
 
 
+def test_experts_that_nothing_rehearses_stand_still() -> None:
+    assert SeedingSettings().plastic
+    assert not SeedingSettings.model_validate({"replay": {"stored_rows": 0}}).plastic
+
+
 def test_a_teacher_with_experts_must_stand_still() -> None:
     values: dict[str, Any] = {"teacher": {"experts": True}, "optimizer": {"earlier_rate": 0.5}}
     with pytest.raises(ValidationError, match=r"optimizer\.earlier_rate=0.5 has changed its experts: set earlier_rate"):

@@ -24,7 +24,7 @@ from sleep_pipeline.memory.levels import PROSPECTIVE, WORKSPACE
 from sleep_pipeline.memory.operations import level_tensors
 from sleep_pipeline.seeding.divergences import CachedTeacher
 from sleep_pipeline.seeding.lessons import Lesson, read_beliefs
-from sleep_pipeline.seeding.night import learn, make_room
+from sleep_pipeline.seeding.night import learn, learns_along, make_room
 from sleep_pipeline.seeding.replay import ReplayStore, nbytes
 from sleep_pipeline.seeding.settings import SeedingSettings
 from sleep_pipeline.seeding.teacher import TeacherSample
@@ -125,7 +125,7 @@ class LabelledSleep:
             self.awake.live(certain, self._day_steps, settings.rows, own)
         sender = CONTEXT if self.awake is None else receiver - 1
         updates = None if self.awake is None else self.awake.updates
-        plastic = settings.plastic
+        plastic = learns_along(settings, self._store)
         with consolidation(self.model, sender, receiver, night=task.number, updates=updates, plastic=plastic) as sleep:
             self._clear_sender()
             lessons = self._taught(task, own)

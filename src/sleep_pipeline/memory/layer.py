@@ -20,6 +20,10 @@ from sleep_pipeline.memory.experts import add_as_loud
 from sleep_pipeline.memory.levels import Level
 from sleep_pipeline.memory.state import MemoryState, Plan
 
+Switches = tuple[bool, list[str], list[tuple[MemoryState, Plan | None, bool]]]
+"""What decides what a layer computes: whether it is off, the active adapters, and of each memory its plan and whether
+its experts are shown as they were before the sleep."""
+
 
 class ContinuumLayer(nn.Module, BaseTunerLayer):
     """An MLP block with the memories of one or more adapters.
@@ -102,31 +106,33 @@ class ContinuumLayer(nn.Module, BaseTunerLayer):
                 output = add_as_loud(output, added, spoken)
         return (output, *result[1:]) if isinstance(result, tuple) else output
 
-    def switches(self) -> tuple[bool, list[str], list[tuple[MemoryState, Plan | None]]]:
+    def switches(self) -> Switches:
         """Return everything that decides what `forward` computes, for `switched`."""
         return (
             self._disable_adapters,
             self._active_adapter,
-            [(state, state.plan) for state in self.states.values()],
+            [(state, state.plan, state.past) for state in self.states.values()],
         )
 
     @contextmanager
-    def switched(self, switches: tuple[bool, list[str], list[tuple[MemoryState, Plan | None]]]) -> Iterator[None]:
+    def switched(self, switches: Switches) -> Iterator[None]:
         """Compute as at the time of `switches()`, for a checkpointed layer that is computed a second time."""
         present = self.switches()
         try:
             self._disable_adapters, self._active_adapter, plans = switches
-            for state, plan in plans:
+            for state, plan, past in plans:
                 # The first pass has been traced already.
                 state.plan = None if plan is None else replace(plan, trace=None)
+                state.show(past)
             yield
         finally:
             self._disable_adapters, self._active_adapter, plans = present
-            for state, plan in plans:
+            for state, plan, past in plans:
                 state.plan = plan
+                state.show(past)
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        """Choose the adapters that take part; only their expert in training may be trained."""
+        """Choose the adapters that take part; only what a sleep of theirs trains may be trained."""
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         self._active_adapter = names
         for name, state in self.states.items():
@@ -149,7 +155,7 @@ class ContinuumLayer(nn.Module, BaseTunerLayer):
             self._sync(name)
 
     def set_requires_grad(self, adapter_names: Any, requires_grad: bool = True) -> None:
-        """Allow or forbid training of the given adapters' expert in training."""
+        """Allow or forbid training of what a sleep of the given adapters trains."""
         names = {adapter_names} if isinstance(adapter_names, str) else set(adapter_names)
         for name in names & self.states.keys():
             self.states[name].trainable = requires_grad

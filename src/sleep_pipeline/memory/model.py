@@ -18,6 +18,7 @@ from sleep_pipeline.memory.config import ContinuumMemoryConfig
 from sleep_pipeline.memory.digest import base_digest
 from sleep_pipeline.memory.layer import ContinuumLayer, refuse_merge
 from sleep_pipeline.memory.levels import ACCUMULATED, BASE, PROSPECTIVE, SLOTS, WORKSPACE
+from sleep_pipeline.memory.slots import SlotError
 from sleep_pipeline.memory.state import MemoryState
 
 STATE_KEY = "continuum_state"
@@ -174,6 +175,10 @@ class ContinuumMemoryModel(BaseTuner):
             if adapter_name not in layer.states:
                 continue
             state = layer.states[adapter_name]
+            if state.past and state.hidden:
+                raise SlotError(
+                    "a plastic sleep cannot be saved in a teacher's view, which hides what was learned: leave the view"
+                )
             for number in range(1, state.depth + 1):
                 for tensor, rows in saved_tensors(state, number).items():
                     key = f"{name}.continuum_levels.{adapter_name}.{number - 1}.{tensor}"

@@ -115,7 +115,7 @@ class MemoryState:
             moved is an exact no-op and is skipped).
         pending: per level, how many steps its accumulated gradient holds.
         awake: whether the base weights' gradients are being accumulated, so that they must be computed.
-        trainable: whether the expert in training may receive gradients.
+        trainable: whether what a sleep trains may receive gradients.
         owned: whether a tuner object switches this memory on and off (not so after bare injection).
         layers: the layers that share this state, in model order.
         hidden: while earlier experts are trained, their tensors with the values that are not shown: those of before the
@@ -211,7 +211,7 @@ class MemoryState:
         if past != self.past:
             shown = [(parameter, parameter.data) for parameter, _ in self.hidden]
             for parameter, other in self.hidden:
-                parameter.data = other
+                parameter.data = other.to(parameter.device)
             self.hidden, self.past = shown, past
 
     def refresh(self) -> None:

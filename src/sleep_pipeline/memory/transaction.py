@@ -146,15 +146,18 @@ class Consolidation:
     ) -> "Consolidation":
         """Take up the sleep that a memory was saved in, as a trainer's checkpoint in mid-training is.
 
-        A plastic one cannot be aborted: what its earlier experts were is in the memory that was committed last.
+        A plastic one cannot be aborted: what its earlier experts were is in the memory that was committed last. In half
+        precision they go on from values that were rounded when the memory was loaded.
 
         Raises:
-            SlotError: no sleep is under way.
+            SlotError: no sleep is under way, or a plastic one was begun in this very process.
         """
         state = state_of(model, adapter_name)
         sleep = state.table.sleep
         if sleep is None:
             raise SlotError("no sleep is under way in this memory: begin one")
+        if state.hidden:
+            raise SlotError("this plastic sleep is open in this process: commit or abort it where it was begun")
         self = cls.__new__(cls)
         self.model, self.state = model, state
         self.adapter_name = next(name for name, other in states_of(model).items() if other is state)
@@ -197,14 +200,15 @@ class Consolidation:
 
     def _loosen(self) -> None:
         """Let the receiver's earlier experts be trained: on copies, in float32 as all that is trained."""
-        for tensors in level_tensors(self.state, self.receiver):
-            for name in SLOTS:
-                slots = tensors.get_parameter(name)
-                self._stored.append((slots, slots.data))
-                dtype = torch.promote_types(slots.dtype, torch.float32)
-                if not self._resumed:
-                    self.state.hidden.append((slots, slots.data.to(dtype)))
-                slots.data = slots.data.to(dtype, copy=True)
+        with torch.inference_mode(False):
+            for tensors in level_tensors(self.state, self.receiver):
+                for name in SLOTS:
+                    slots = tensors.get_parameter(name)
+                    self._stored.append((slots, slots.data))
+                    dtype = torch.promote_types(slots.dtype, torch.float32)
+                    if not self._resumed:
+                        self.state.hidden.append((slots, slots.data.to(dtype)))
+                    slots.data = slots.data.to(dtype, copy=True)
 
     def _compute(self) -> None:
         if self.state.pending[self.sender - 1]:
@@ -256,7 +260,7 @@ class Consolidation:
             self.state.table, self.state.moved, self.state.pending = flags
             self.state.changed()
             raise
-        self.open = False
+        self.open, self._stored = False, []
         if self._moves_base and self.updates is not None:
             self.updates.committed(self.sender)
         return slot
@@ -267,11 +271,14 @@ class Consolidation:
         outside_views(self.state)
 
     def _apply(self) -> int:
-        for slots, before in self._stored:
-            slots.data, slots.grad = slots.data.to(before.dtype), None
+        with torch.inference_mode(False):
+            for slots, before in self._stored:
+                slots.data, slots.grad = slots.data.to(before.dtype), None
         self.state.hidden = []
         table = self.state.table.copy()
         table.sleep = None
+        if self.plastic:
+            table.events.append((self.night, self.receiver, -1, "plastic"))
         slot = table.activate(self.receiver)
         if self.senders:
             table.reset(self.sender, self.senders, self.night)
@@ -339,7 +346,7 @@ class Consolidation:
         for tensors in level_tensors(self.state, self.receiver):
             tensors.clear_workspace()
         for slots, before in self._stored:
-            slots.data, slots.grad = before, None
+            slots.data, slots.grad = before.to(slots.device), None
         self._stored, self.state.hidden = [], []
         if self._moves_base:
             with torch.no_grad():

@@ -243,6 +243,11 @@ def learn(
     return Learned(trainer.history, trainer.rollouts, time.perf_counter() - began)
 
 
+def learns_along(settings: SeedingSettings, store: ReplayStore) -> bool:
+    """Whether a sleep lets earlier experts learn: if the settings say so, and what they know is rehearsed."""
+    return settings.plastic and bool(store.pools["stored"].lessons)
+
+
 def make_room(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -281,7 +286,7 @@ def make_room(
             f"level {level} of the memory is full, and no lesson is kept for replay that its experts could be merged "
             "by; begin the life with more slots (memory.levels) or with replay (seeding.replay)"
         )
-    with consolidation(model, level, level, oldest, night, plastic=settings.plastic) as sleep:
+    with consolidation(model, level, level, oldest, night, plastic=learns_along(settings, store)) as sleep:
         learn(model, tokenizer, lessons, store, _off_policy(settings), seed, folder=folder, resume=True)
         return sleep.commit()
 
@@ -324,7 +329,8 @@ def hand_on(
         last = state.table.handed_on(pair.sender)
         kept = store.pools["stored"].lessons
         lessons = [lesson for lesson, of in kept if of > last] or [lesson for lesson, _ in kept]
-        with consolidation(model, pair.sender, pair.receiver, night=night, plastic=settings.plastic) as sleep:
+        along = learns_along(settings, store)
+        with consolidation(model, pair.sender, pair.receiver, night=night, plastic=along) as sleep:
             learn(model, tokenizer, lessons, store, _off_policy(settings), own, folder=level, resume=True)
             sleep.commit()
         state.table.hand_on(pair.sender, night)
@@ -370,7 +376,8 @@ def seed_night(
     """
     own = 7919 * seed + night
     make_room(model, tokenizer, store, settings, night, own)
-    with consolidation(model, CONTEXT, 1, night=night, journal=journal, plastic=settings.plastic) as sleep:
+    plastic = learns_along(settings, store)
+    with consolidation(model, CONTEXT, 1, night=night, journal=journal, plastic=plastic) as sleep:
         with teacher_view(model):
             gathered = gather(model, tokenizer, contexts, settings, own, progress)
         if not gathered.lessons:

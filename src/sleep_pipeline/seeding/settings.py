@@ -57,7 +57,7 @@ class ReplaySettings(_Settings):
 
 
 class OptimizerSettings(_Settings):
-    """How the new expert is trained.
+    """How the new expert is trained, and earlier ones with it.
 
     Attributes:
         steps: optimizer steps a night.
@@ -65,9 +65,10 @@ class OptimizerSettings(_Settings):
         muon_rate: the same of Muon's for matrices, whose steps are as large as AdamW's of that rate
             (`torch.optim.Muon`); None leaves them to AdamW. It learns closer in as many steps, and an expert that opens
             every direction alike disturbs reading more (`benchmarks/LOG.md`, 2026-11-26).
-        earlier_rate: learning rate of earlier nights' experts as a share of the new one's; 0 leaves them as they are,
-            as the paper does. Trained along, with replay, they make room for each other: late nights are learned as
-            well as the first ones (`benchmarks/LOG.md`, 2026-11-27).
+        earlier_rate: AdamW's rate for earlier nights' experts as a share of `learning_rate`; 0 leaves them as they are,
+            as the paper does, and so does a night that replays nothing. Trained along, they make room for each other:
+            late nights are learned as well as the first ones (`benchmarks/LOG.md`, 2026-11-27). Their keys are stored
+            times `router_gain` and move that much less.
         warmup_share: of the steps.
         betas: of AdamW.
         weight_decay: of AdamW.
@@ -138,15 +139,16 @@ class SeedingSettings(_Settings):
 
     @property
     def plastic(self) -> bool:
-        """Whether earlier nights' experts learn, too."""
-        return self.optimizer.earlier_rate > 0
+        """Whether earlier nights' experts learn, too: they would forget if nothing of theirs were rehearsed."""
+        return self.optimizer.earlier_rate > 0 and self.replay.stored_rows > 0
 
     @model_validator(mode="after")
     def _teachers_stand_still(self) -> Self:
         if self.teacher.experts and self.plastic:
             raise ValueError(
-                "with teacher.experts the teacher is asked after seeding, too, when optimizer.earlier_rate="
-                f"{self.optimizer.earlier_rate} has changed its experts: set earlier_rate to 0, or experts to false"
+                "with teacher.experts a night that dreams asks the teacher after seeding, too, when optimizer."
+                f"earlier_rate={self.optimizer.earlier_rate} has changed its experts: set earlier_rate to 0, or "
+                "experts to false"
             )
         return self
 
@@ -159,7 +161,7 @@ class SeedingSettings(_Settings):
 
 
 class RefineSettings(_Settings):
-    """How the dreams that helped go into tonight's expert: as seeding does, but for these.
+    """How the dreams that helped are learned: as seeding does, but for these.
 
     Attributes:
         steps: optimizer steps.

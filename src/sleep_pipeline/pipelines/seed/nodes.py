@@ -279,7 +279,7 @@ def train_expert(
 
     from sleep_pipeline.memory import CONTEXT, Consolidation, state_of
     from sleep_pipeline.registry import RegistryError
-    from sleep_pipeline.seeding.night import learn, make_room
+    from sleep_pipeline.seeding.night import learn, learns_along, make_room
 
     own = own_seed(random_seed, night)
     opened = open_model(model, machine, memory, seeding.replay, parent_checkpoint(models_folder, night), random_seed)
@@ -307,7 +307,8 @@ def train_expert(
     if not lessons["tonight"]:
         return Pretrained(parts, manifest), pd.DataFrame(), pd.DataFrame()
     make_room(opened.model, opened.tokenizer, opened.store, seeding, night, own, seed_progress_folder / "merge")
-    Consolidation(opened.model, sender=CONTEXT, receiver=1, night=night, plastic=seeding.plastic).begin()
+    plastic = learns_along(seeding, opened.store)
+    Consolidation(opened.model, sender=CONTEXT, receiver=1, night=night, plastic=plastic).begin()
     learned = learn(
         opened.model,
         opened.tokenizer,
