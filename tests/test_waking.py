@@ -99,7 +99,7 @@ def life(tmp_path_factory: pytest.TempPathFactory, base: str) -> Path:
         register(registry, live, number, number - 1, base)
     sleep_plastically(live.model, 4)
     register(registry, live, 4, 3, base)
-    registry.promote(3)
+    registry.rollback(3)
     return registry.folder
 
 
