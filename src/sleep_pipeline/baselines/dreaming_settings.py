@@ -49,7 +49,7 @@ class ClassDreamSettings(BaseModel):
             and sets of known examples another; `trials`, `tau` and `rewards` as for any night, `others` being the known
             ones; of `rest_em` the form of the dreamer's adapter and how it learns to write from tonight's examples,
             without any round.
-        refining: steps that distil the examples held out and the dreams that helped into tonight's expert.
+        refining: steps that distil the examples held out and the dreams that helped into what the night trains.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

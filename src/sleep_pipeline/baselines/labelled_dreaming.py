@@ -7,7 +7,7 @@
     trials    isolated copies of the seeded model learn one set of utterances each; a set is rewarded if its copies give
               more right answers to the examples held out than copies that learned known examples once more
               (paper.md section 4, steps 1 to 3)
-    refining  what was rewarded goes into tonight's expert, with the examples held out and the replay of seeding
+    refining  what was rewarded is learned, with the examples held out and the replay of seeding
 
 Everything comes from the examples of the task. Deviations: paper.md lets the model dream as it is; the embedded one has
 never written utterances, and what it writes untaught says nothing about the label. And it compares a copy with the

@@ -135,7 +135,7 @@ class LabelledSleep:
         self._store.add("stored", lessons, task.number, self._seed)
 
     def _taught(self, task: ClassTask, own: int) -> list[Lesson]:
-        """Teach tonight's expert, and return what it has learned."""
+        """Teach the task, and return the lessons of it."""
         with teacher_view(self.model):
             lessons = self._lessons(task.train)
         settings = self._settings

@@ -33,7 +33,7 @@ def refine_expert(
     models_folder: Path,
     refine_progress_folder: Path,
 ) -> Pretrained:
-    """Distil the dreams that helped into tonight's expert, with replay, and end the sleep.
+    """Distil the dreams that helped into what the sleep trains, with replay, and end the sleep.
 
     The expert becomes active, and what it learned goes into the store for replay. Without a dream that helped, the
     expert stays as it was seeded. The dreamer, if the life has one, goes into the checkpoint as it is.
