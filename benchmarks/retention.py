@@ -9,9 +9,10 @@
 The file is written after every life, and lives that stand in it are not lived again: a table may take several sittings,
 and several processes at once with different methods or seeds.
 
-Every night brings 8 made-up documents of 4 facts each, in wordings that the model was not pretrained on. After a night
-every earlier night's questions are asked without the documents, in held-out wordings; an answer is right if it is the
-fact's value, letter for letter. Recall is relative to what the base model answers with the documents before it.
+Every night brings 8 made-up documents (`--documents` for more) of 4 facts each, in wordings that the model was not
+pretrained on. After a night every earlier night's questions are asked without the documents, in held-out wordings; an
+answer is right if it is the fact's value, letter for letter. Recall is relative to what the base model answers with the
+documents before it.
 
 Rivals train with the same optimizer on as many tokens of the night: `documents_*` on the raw texts, `samples_*` on what
 the model itself says about them (hard labels), `distillation_*` on its distributions; `_lora` in one adapter with as
@@ -219,6 +220,7 @@ METHODS: dict[str, Maker] = {
     "on_policy_only": sleeping({"lambda": 1.0}),
     "no_replay": sleeping({"replay": {"stored_rows": 0, "open_book_rows": 0}}),
     "frozen_experts": sleeping({"optimizer": {"earlier_rate": 0.0}}),
+    "adamw": sleeping({"optimizer": {"muon_rate": None}}),
     "all_layers": sleeping(starts_at=0.0, rank=16),
     "router_null_softmax": sleeping(router="null_softmax"),
     "router_sigmoid": sleeping(router="sigmoid"),
@@ -277,6 +279,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--methods", default="sleep", help=f"all, rivals, or some of {', '.join(METHODS)}")
     parser.add_argument("--nights", type=int, default=10)
+    parser.add_argument("--documents", type=int, default=DOCUMENTS, help=f"a night; default: {DOCUMENTS}")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--threads", type=int, default=None, help="of torch; default: its own choice")
     parser.add_argument("--device", default="cpu", help="where all of it runs; seconds of another device are no rivals")
@@ -300,7 +303,7 @@ def main() -> None:
     if unknown := set(names) - set(METHODS):
         parser.error(f"unknown methods {', '.join(sorted(unknown))}; choose from {', '.join(METHODS)}")
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
-    nights, documents = arguments.nights, DOCUMENTS
+    nights, documents = arguments.nights, arguments.documents
     settings = SeedingSettings.model_validate(json.loads(arguments.set))
     if arguments.quick:
         nights, seeds, documents = 2, seeds[:1], 2

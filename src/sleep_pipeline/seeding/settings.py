@@ -62,9 +62,9 @@ class OptimizerSettings(_Settings):
     Attributes:
         steps: optimizer steps a night.
         learning_rate: peak of AdamW's, which falls linearly to zero.
-        muon_rate: the same of Muon's for matrices, whose steps are as large as AdamW's of that rate
-            (`torch.optim.Muon`); None leaves them to AdamW. It learns closer in as many steps, and an expert that opens
-            every direction alike disturbs reading more (`benchmarks/LOG.md`, 2026-11-26).
+        muon_rate: the same of Muon's for the new expert's matrices, whose steps are as large as AdamW's of that rate
+            (`torch.optim.Muon`); None leaves them to AdamW. It learns as much in two thirds of the steps, and more of a
+            night that brings much (`benchmarks/LOG.md`, 2026-11-27).
         earlier_rate: AdamW's rate for earlier nights' experts as a share of `learning_rate`; 0 leaves them as they are,
             as the paper does, and so does a night that replays nothing. Trained along, they make room for each other:
             late nights are learned as well as the first ones (`benchmarks/LOG.md`, 2026-11-27). Their keys are stored
@@ -78,9 +78,9 @@ class OptimizerSettings(_Settings):
         checkpoint_every: steps after which a killed run goes on; 0 never saves.
     """
 
-    steps: PositiveInt = 480
+    steps: PositiveInt = 320
     learning_rate: PositiveFloat = 5e-3
-    muon_rate: PositiveFloat | None = None
+    muon_rate: PositiveFloat | None = 1e-2
     earlier_rate: float = Field(1.0, ge=0)
     warmup_share: float = Field(0.05, ge=0, le=1)
     betas: tuple[float, float] = (0.9, 0.98)
