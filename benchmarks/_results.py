@@ -19,5 +19,9 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def as_it_was(seeding: dict[str, Any]) -> dict[str, Any]:
-    """A run's settings of seeding, with what was so before there was a setting for it: earlier experts stood still."""
-    return {**seeding, "optimizer": {"earlier_rate": 0.0, **seeding.get("optimizer", {})}}
+    """A run's settings of seeding, with what was so before there was a setting for it.
+
+    Earlier experts stood still, and AdamW trained all.
+    """
+    before = {"earlier_rate": 0.0, "muon_rate": None}
+    return {**seeding, "optimizer": {**before, **seeding.get("optimizer", {})}}
