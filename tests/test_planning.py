@@ -149,7 +149,7 @@ def test_work_is_counted_from_contexts_and_settings(project: Path) -> None:
     night(project, 1, 1.0)
     collected(project, 2)
     work = {(item["node"], item["what"]): item["amount"] for item in planned()["work"]}
-    assert work["train_expert_node", "rows trained on"] == 480 * (16 + 32 + 6), "earlier nights are replayed"
+    assert work["train_expert_node", "rows trained on"] == 320 * (16 + 32 + 6), "earlier nights are replayed"
 
 
 def test_rounds_of_rest_em_are_counted_in_place_of_the_nights_own_dreams(project: Path) -> None:

@@ -87,7 +87,7 @@ def test_a_night_that_was_killed_or_found_its_disk_full_goes_on_and_ends_as_if_n
     # Without MLflow's database, which is larger than what a night writes.
     untracked = broken / "conf/smoke/mlflow.yml"
     untracked.write_text("enabled: false\n", encoding="utf-8")
-    full = night(broken, largest_file=2**17)
+    full = night(broken, largest_file=2**16)
     untracked.unlink()
     told = " ".join((full.stdout + full.stderr).split())
     assert full.returncode and "is the disk full? The same command goes on" in told, "the disk was not full"

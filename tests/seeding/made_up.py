@@ -74,7 +74,7 @@ def settings(**changes: Any) -> SeedingSettings:
             "settled_share": 0.0,
         },
         "imitation": {"group": 2, "gamma": 0.0, "threshold": 6, "max_new_tokens": 4},
-        "optimizer": {"steps": 4, "learning_rate": 1e-2, "precision": "fp32", "earlier_rate": 0.0},
+        "optimizer": {"steps": 4, "learning_rate": 1e-2, "muon_rate": None, "precision": "fp32", "earlier_rate": 0.0},
     }
     for name, value in changes.items():
         base[name] = {**base.get(name, {}), **value} if isinstance(value, dict) else value

@@ -137,7 +137,7 @@ def test_a_loss_that_is_no_number_leaves_model_and_store_as_they_were(
     tensors, before = state(model), fingerprint(model, store)
     wild = settings(
         teacher={**ASK, "experts": False},
-        optimizer={"learning_rate": 1e38, "muon_rate": None, "clip_norm": 1e30, "earlier_rate": rate},
+        optimizer={"learning_rate": 1e38, "clip_norm": 1e30, "earlier_rate": rate},
     )
     with pytest.raises(FloatingPointError, match="nothing of this night has been kept"):
         seed_night(model, tiny_tokenizer, CONTEXTS, wild, store, night=2, judge=Strict())
