@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from sleep_pipeline.memory import CONTEXT, Journal, Pair, base_view, consolidation, state_of, teacher_view
 from sleep_pipeline.memory.slots import SlotState
 from sleep_pipeline.seeding.hidden import answer_head
@@ -232,9 +234,9 @@ def learn(
         last = last_checkpoint(place, trainer.run) if resume else None
         try:
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
-        except RuntimeError as error:
-            # What torch says of a file that it could not write to its end.
-            if "inline_container" not in str(error):
+        except (RuntimeError, SafetensorError) as error:
+            # What torch and safetensors say of a file that they could not write to its end.
+            if not any(mark in str(error) for mark in ("inline_container", "Error while serializing")):
                 raise
             raise OSError(
                 f"a checkpoint of the training could not be written to {place}: is the disk full? The same command "
