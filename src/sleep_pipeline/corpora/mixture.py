@@ -20,5 +20,12 @@ def training_skills() -> dict[str, Skill]:
         **SKILLS,
         "reading": reading,
         "needles": lambda rng, split: needles(rng, split, keys=None, turns=rng.randint(1, 8)),
-        "classification": lambda rng, split: classification(rng, split, None, None, turns=rng.randint(1, 8)),
+        "classification": _classification,
     }
+
+
+def _classification(rng: random.Random, split: Split) -> Example:
+    """A quarter of the tasks has any size, the others are large: among many lines the right one is hard to find."""
+    if rng.random() < 0.25:
+        return classification(rng, split, None, None, turns=rng.randint(1, 8))
+    return classification(rng, split, rng.randint(4, 6), rng.randint(3, 4), turns=rng.randint(3, 8))

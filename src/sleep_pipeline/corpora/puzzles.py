@@ -184,9 +184,9 @@ def classification(
     """Give an utterance the label of the labelled utterances that it resembles.
 
     A query shares a content word with at least one example of its class and none with the other classes' examples.
-    In a third of the tasks the labels are invented words, so that the sense of a label is of no help. In training, a
-    third of the tasks have invented content words and a third have words that belong to other subjects, so that
-    nothing but the examples is of help. Half of the training tasks have a few sentences of their own, made of any
+    In a third of the tasks the labels are invented words, so that the sense of a label is of no help. In training, four
+    tasks of ten have invented content words, three any English words and two words that belong to other subjects, so
+    that nothing but the examples is of help. Half of the training tasks have a few sentences of their own, made of any
     English words, in the others every second sentence has some of its words put for any words, and most have a form of
     their own, too: which words tell the classes apart, and where the label stands, must be seen from the examples and
     cannot be known by heart.
@@ -202,9 +202,12 @@ def classification(
         labels = dict(zip(subjects, rng.sample(_any_words(), classes), strict=True))
     banks = {subject: table["subjects"][split][subject] for subject in subjects}
     strange = rng.random() if split == "train" else 1.0
-    if strange < 1 / 3:
+    if strange < 0.4:
         banks = {s: {use: [names.word() for _ in words] for use, words in banks[s].items()} for s in subjects}
-    elif strange < 2 / 3:
+    elif strange < 0.7:
+        common = iter(rng.sample(_common_words(), sum(len(words) for s in subjects for words in banks[s].values())))
+        banks = {s: {use: [next(common) for _ in words] for use, words in banks[s].items()} for s in subjects}
+    elif strange < 0.9:
         pool = {
             use: sorted({w for bank in table["subjects"][split].values() for w in bank[use]}) for use in ("do", "see")
         }
