@@ -161,10 +161,19 @@ def tiny_settings() -> Any:
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tiny_settings: Any) -> Any:
-    """A tokenizer with the project's chat template and a small vocabulary."""
-    from sleep_pipeline.pretraining.tokenizer import train_tokenizer, vocabulary_texts
+    """A tokenizer with the project's chat template and a small vocabulary, the same whatever the corpora say."""
+    from tokenizers import models
 
-    return train_tokenizer(vocabulary_texts(tiny_settings, None), 512, 1024)
+    from sleep_pipeline.pretraining.tokenizer import train_tokenizer
+
+    tokenizer = train_tokenizer([], tiny_settings.architecture.vocab_size, tiny_settings.architecture.max_positions)
+    vocabulary = tokenizer.get_vocab()
+    lines = Path(__file__).with_name("tiny_merges.txt").read_text(encoding="utf-8").splitlines()
+    merges = [(left, right) for left, _, right in (line.partition(" ") for line in lines)]
+    for left, right in merges:
+        vocabulary.setdefault(left + right, len(vocabulary))
+    tokenizer.backend_tokenizer.model = models.BPE(vocab=vocabulary, merges=merges)
+    return tokenizer
 
 
 @pytest.fixture
