@@ -127,6 +127,23 @@ def _own_carrier(rng: random.Random) -> str:
 
 
 @lru_cache(maxsize=1)
+def _frames() -> dict[str, list[str]]:
+    return {part: [piece.strip() for piece in text.split("|")] for part, text in _topics()["frames"].items()}
+
+
+def _put_together(rng: random.Random) -> str:
+    """A sentence with gaps as the known ones have, of parts of ordinary sentences."""
+    frames = _frames()
+    if rng.random() < 0.4:
+        sentence = [rng.choice(frames["things"])]
+    else:
+        sentence = [rng.choice(frames["openings"]), "{a}", rng.choice(frames["objects"])]
+    if rng.random() < 0.4:
+        sentence.append(rng.choice(frames["endings"]))
+    return " ".join(sentence)
+
+
+@lru_cache(maxsize=1)
 def _any_words() -> tuple[str, ...]:
     """The words of all subjects and sentences that training knows."""
     table = _topics()
@@ -186,10 +203,11 @@ def classification(
     A query shares a content word with at least one example of its class and none with the other classes' examples.
     In a third of the tasks the labels are invented words, so that the sense of a label is of no help. In training, four
     tasks of ten have invented content words, three any English words and two words that belong to other subjects, so
-    that nothing but the examples is of help. Half of the training tasks have a few sentences of their own, made of any
-    English words, in the others every second sentence has some of its words put for any words, and most have a form of
-    their own, too: which words tell the classes apart, and where the label stands, must be seen from the examples and
-    cannot be known by heart.
+    that nothing but the examples is of help. Most training tasks have a few sentences of their own, made of any English
+    words or put together of parts of ordinary ones, so that lines of different classes often differ in a word or two
+    alone; in the others every second sentence has some of its words put for any words. Most have a form of their own,
+    too: which words tell the classes apart, and where the label stands, must be seen from the examples and cannot be
+    known by heart.
     """
     table = _topics()
     classes = classes or rng.randint(2, 6)
@@ -214,8 +232,10 @@ def classification(
         drawn = {use: iter(rng.sample(words, len(words))) for use, words in pool.items()}
         banks = {s: {use: [next(drawn[use]) for _ in words] for use, words in banks[s].items()} for s in subjects}
     seen: dict[str, set[str]] = {subject: set() for subject in subjects}
-    own = split == "train" and rng.random() < 0.5
-    carriers = [_own_carrier(rng) for _ in range(rng.randint(3, 12))] if own else table["carriers"][split]
+    carriers = table["carriers"][split]
+    sort = rng.random() if split == "train" else 1.0
+    if own := sort < 0.75:
+        carriers = [(_own_carrier if sort < 0.25 else _put_together)(rng) for _ in range(rng.randint(2, 10))]
 
     def utter(subject: str, words: list[str] | None = None) -> tuple[str, set[str]]:
         bank = banks[subject]
