@@ -14,10 +14,11 @@ pretrained on. After a night every earlier night's questions are asked without t
 answer is right if it is the fact's value, letter for letter. Recall is relative to what the base model answers with the
 documents before it.
 
-Rivals train with the same optimizer on as many tokens of the night: `documents_*` on the raw texts, `samples_*` on what
-the model itself says about them (hard labels), `distillation_*` on its distributions; `_lora` in one adapter with as
-many parameters as all of sleep's experts together, `_full` in all weights; `_replay` with as much replay as sleep,
-`_ewc` with elastic weight consolidation. With `--equal steps` they take as many steps a night as sleep, with
+Rivals train with AdamW at its `learning_rate` (full fine-tuning at a smaller one) and those with `_muon` as sleep does,
+on as many tokens of the night: `documents_*` on the raw texts, `samples_*` on what the model itself says about them
+(hard labels), `distillation_*` on its distributions; `_lora` in one adapter with as many parameters as all of sleep's
+experts together, `_full` in all weights; `_replay` with as much replay as sleep, `_ewc` with elastic weight
+consolidation. With `--equal steps` they take as many steps a night as sleep, with
 `--equal seconds` as many as are trained in the same time, by a short life of both, night by night in turn, beforehand
 (sampling is not counted, nor is what `_ewc` reads again to find out which weights matter).
 `joint_*` learn all documents at once, in as many steps of as many rows as all nights together, and are the bound.
@@ -184,8 +185,10 @@ def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     return base | {key: merged(base[key], value) if isinstance(value, dict) else value for key, value in change.items()}
 
 
-def tuning(data: Any, lora: bool, replay: bool = False, anchor: float = 0.0, rate: float | None = None) -> Maker:
-    """Fine-tuning in sequence; a LoRA gets the parameters of all experts together."""
+def tuning(
+    data: Any, lora: bool, replay: bool = False, anchor: float = 0.0, rate: float | None = None, muon: bool = False
+) -> Maker:
+    """Fine-tuning in sequence, by AdamW unless it is `muon`; a LoRA gets the parameters of all experts together."""
 
     def make(model: Any, tokenizer: Any, settings: SeedingSettings, nights: int, seed: int) -> Learner:
         rank = None
@@ -196,7 +199,8 @@ def tuning(data: Any, lora: bool, replay: bool = False, anchor: float = 0.0, rat
             each = sum(m.in_features + m.out_features for m in linear)
             carrying = len(MEMORY.layers(config.num_hidden_layers))
             rank = max(1, nights * MEMORY.levels[0].rank * 2 * config.hidden_size * carrying // each)
-        return FineTuning(model, tokenizer, settings, data, rank, replay, anchor, rate, seed)
+        adamw = None if muon else rate or settings.optimizer.learning_rate
+        return FineTuning(model, tokenizer, settings, data, rank, replay, anchor, adamw, seed)
 
     return make
 
@@ -208,6 +212,7 @@ METHODS: dict[str, Maker] = {
     "samples_lora": tuning("samples", lora=True),
     "samples_full": tuning("samples", lora=False, rate=3e-4),
     "samples_lora_replay": tuning("samples", lora=True, replay=True),
+    "samples_lora_replay_muon": tuning("samples", lora=True, replay=True, muon=True),
     "samples_full_replay": tuning("samples", lora=False, replay=True, rate=3e-4),
     "samples_lora_ewc": tuning("samples", lora=True, anchor=0.2),
     "distillation_lora": tuning("beliefs", lora=True),
