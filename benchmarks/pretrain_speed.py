@@ -1,19 +1,22 @@
 """Tokens a second of our pretraining step beside a plain `transformers.Trainer`, same model, same rows, one run.
 
-    python benchmarks/pretrain_speed.py [--quick] [--json PATH] [--rounds N]
+    python benchmarks/pretrain_speed.py [--quick] [--json PATH] [--rounds N] [--compiled]
 
 Rivals: `Trainer` as it comes (fp32, AdamW, sdpa), and `Trainer` with bf16 switched on. All three take the same packed
 rows with the same position ids and count the same tokens; they are timed in turn, round after round, and a ratio is
-taken within each round. Ours does more in a step: Muon instead of AdamW, and a loss weighted by token.
+taken within each round. Ours does more in a step: Muon instead of AdamW, and a loss weighted by token. `--compiled`
+times ours with `pretrain.compile` besides; the minutes of compilation are spent beforehand.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +83,28 @@ def ours(settings: PretrainSettings, tokenizer: Any, batches: list[Batch]) -> fl
     return tokens(batches[1:]) / (time.perf_counter() - started)
 
 
+class Compiled:
+    """Tokens a second of our step with a compiled model, which has met every shape before."""
+
+    def __init__(self, settings: PretrainSettings, tokenizer: Any, batches: list[Batch]) -> None:
+        self.settings, self.batches = settings, batches
+        self.device = pick_device("auto")
+        model = build_model(settings.architecture, tokenizer, 0).to(self.device).train()
+        if self.device.type == "cpu":
+            model.set_attn_implementation("eager")
+        self.optimizer = PretrainOptimizer(model, settings.optimizer, 1000)
+        self.forward: Any = torch.compile(model)
+        for _ in range(2):
+            self()
+
+    def __call__(self) -> float:
+        started = time.perf_counter()
+        for batch in self.batches[1:]:
+            batch_gradient(self.forward, batch, self.device, self.settings.precision, self.settings.micro_batch_tokens)
+            self.optimizer.step(1)
+        return tokens(self.batches[1:]) / (time.perf_counter() - started)
+
+
 def trainer(settings: PretrainSettings, tokenizer: Any, batches: list[Batch], bf16: bool) -> float:
     """Tokens a second of `transformers.Trainer`; the first optimizer step only warms up."""
     model = build_model(settings.architecture, tokenizer, 0)
@@ -111,7 +136,7 @@ def trainer(settings: PretrainSettings, tokenizer: Any, batches: list[Batch], bf
     return per_batch * (len(clock.ends) - 1) / (clock.ends[-1] - clock.ends[0])
 
 
-def measure(rounds: int, steps: int) -> dict[str, list[float]]:
+def measure(rounds: int, steps: int, compiled: bool) -> dict[str, list[float]]:
     """Tokens a second of every rival, one value a round."""
     settings = PretrainSettings()
     tokenizer = AutoTokenizer.from_pretrained(embedded_path())
@@ -119,13 +144,15 @@ def measure(rounds: int, steps: int) -> dict[str, list[float]]:
     # Batches with rows of every length in use, so that every rival's optimizer step covers the same rows.
     candidates = (stream[index] for index in range(10 * steps))
     batches = [batch for batch in candidates if len(batch) == len(settings.row_lengths)][: steps + 1]
-    contenders = {
+    contenders: dict[str, Callable[[], float]] = {
         "ours": lambda: ours(settings, tokenizer, batches),
         "trainer": lambda: trainer(settings, tokenizer, batches, bf16=False),
         "trainer_bf16": lambda: trainer(settings, tokenizer, batches, bf16=True),
     }
     # What the allocator is told holds for the whole process, so the rivals have it too.
     keep_freed_memory()
+    if compiled:
+        contenders["ours_compiled"] = Compiled(settings, tokenizer, batches)
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, run in contenders.items():
@@ -136,8 +163,9 @@ def measure(rounds: int, steps: int) -> dict[str, list[float]]:
 def figures(speeds: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
     """Medians with the range over the rounds."""
     result = {f"{name} tokens/s": (np.asarray(values), "tokens/s") for name, values in speeds.items()}
-    for rival in ("trainer", "trainer_bf16"):
-        result[f"ours / {rival}"] = (np.asarray(speeds["ours"]) / np.asarray(speeds[rival]), "ratio")
+    mine = [name for name in speeds if name.startswith("ours")]
+    for own, rival in itertools.product(mine, ("trainer", "trainer_bf16")):
+        result[f"{own} / {rival}"] = (np.asarray(speeds[own]) / np.asarray(speeds[rival]), "ratio")
     return {
         name: {"value": float(np.median(v)), "unit": unit, "interval": [float(v.min()), float(v.max())]}
         for name, (v, unit) in result.items()
@@ -149,11 +177,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two rounds of two steps, under a minute")
     parser.add_argument("--rounds", type=int, default=5, help="times that each rival is timed, in turn")
+    parser.add_argument("--compiled", action="store_true", help="ours with torch.compile, too: minutes more")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
     rounds, steps = (2, 2) if arguments.quick else (arguments.rounds, 8)
-    table = figures(measure(rounds, steps))
+    table = figures(measure(rounds, steps, arguments.compiled))
     for name, figure in table.items():
         low, high = figure["interval"]
         print(f"{name:24s} {figure['value']:10.2f} {figure['unit']:9s} [{low:.2f}, {high:.2f}]")
