@@ -5,8 +5,8 @@
     python benchmarks/dreaming.py --quick                                    # one seed, little of everything, a minute
 
 A life's second night brings 16 made-up documents of 4 facts, in names and wordings of the test split. After it every
-fact is asked about without the documents in a held-out wording; what a teacher's sample asks in the same words is left
-out.
+fact is asked about without the documents in all held-out wordings, those that a teacher's sample asks in the same words
+left out; the share of them that is answered with its value is a fact's score.
 
     seeding             learns all that the teacher says, in the default steps
     seeding_longer      the same in as many steps as take the seconds of the whole night of `dreaming`
@@ -18,8 +18,8 @@ out.
     no_random_expert    the one earlier expert is not opened wide while dreaming, which is what a random one is here
     rest_em             the dreamer gets better in 3 rounds first
 
-Arms but the first two start from the same seeded expert. Figures are means over the questions of all seeds with 95 %
-bootstrap intervals, differences paired by question; `runs` of the JSON holds every seed's answers.
+Arms but the first two start from the same seeded expert. Figures are means over the facts of all seeds with 95 %
+bootstrap intervals, differences paired by fact; `runs` of the JSON holds every seed's answers.
 """
 
 from __future__ import annotations
@@ -78,15 +78,15 @@ class Outcome:
     """What became of one arm.
 
     Attributes:
-        answers: 1 for every question that is answered with the fact's value, closed book.
-        earlier: the same of the earlier night's questions.
+        answers: of every fact, the share of its questions that are answered with its value, closed book.
+        earlier: the same of the earlier night's facts.
         reading: share of unseen documents' questions that are answered with the document before them.
         seconds: of the whole night.
         details: of its dreaming.
     """
 
-    answers: list[int]
-    earlier: list[int]
+    answers: list[float]
+    earlier: list[float]
     reading: float
     seconds: float
     details: dict[str, float] = field(default_factory=dict)
@@ -109,7 +109,7 @@ class Night:
         base.set_attn_implementation("eager")
         self.model: Any = get_peft_model(base, memory(2, base.config.num_hidden_layers, seed)).eval()
         self.store = ReplayStore(seeding.replay.stored_capacity, seeding.replay.open_book_capacity)
-        self.earlier, self.day = (live(seed, f"dreaming {night}", documents) for night in (1, 2))
+        self.earlier, self.day = (live(seed, f"dreaming {night}", documents, all_wordings=True) for night in (1, 2))
         self.unseen = live(seed, "dreaming, never learned", 2 * documents)
         seed_night(self.model, self.tokenizer, self.earlier.documents, seeding, self.store, 1, seed)
         self.own = 7919 * seed + 2
@@ -176,6 +176,13 @@ class Night:
             done("seeding_longer", sampling + self._learn(data.lessons, data, longer), steps=steps)
         return outcomes
 
+    def _by_fact(self, day: Day) -> list[float]:
+        """Of every fact that is asked about, the share of its questions that are answered without the documents."""
+        right: dict[int, list[int]] = {}
+        for question, answer in zip(day.questions, ask(self.model, self.tokenizer, day, open_book=False), strict=True):
+            right.setdefault(question.fact, []).append(answer)
+        return [statistics.mean(answers) for answers in right.values()]
+
     def _is_asked(self, question: str) -> bool:
         return plain_question(question) in self.asked
 
@@ -217,8 +224,8 @@ class Night:
 
     def _outcome(self, seconds: float, details: dict[str, float]) -> Outcome:
         return Outcome(
-            ask(self.model, self.tokenizer, self.day, open_book=False),
-            ask(self.model, self.tokenizer, self.earlier, open_book=False),
+            self._by_fact(self.day),
+            self._by_fact(self.earlier),
             statistics.mean(ask(self.model, self.tokenizer, self.unseen, open_book=True)),
             seconds,
             details,
@@ -226,7 +233,7 @@ class Night:
 
 
 def figures(runs: dict[str, dict[str, Outcome]]) -> dict[str, Any]:
-    """Of every arm, over the questions of all seeds that have lived it."""
+    """Of every arm, over the facts of all seeds that have lived it."""
     found: dict[str, Any] = {}
 
     def entry(name: str, estimate: Any, unit: str) -> None:
@@ -248,7 +255,7 @@ def figures(runs: dict[str, dict[str, Outcome]]) -> dict[str, Any]:
             both = [seed for seed in mine if other in runs[seed]]
             if other != arm and both:
                 after, before = ([a for s in both for a in runs[s][which].answers] for which in (arm, other))
-                entry(f"{arm}.over_{other}", paired_difference(after, before), "share, paired by question")
+                entry(f"{arm}.over_{other}", paired_difference(after, before), "share, paired by fact")
     return found
 
 
@@ -281,12 +288,13 @@ def main() -> None:
     protocol = {
         "command": "python benchmarks/dreaming.py",
         "documents": documents,
+        "questions": "all held-out wordings of every fact",
         "seeding": seeding.model_dump(by_alias=True, mode="json"),
         "dreaming": dreaming.model_dump(mode="json"),
         "refining": refining.model_dump(mode="json"),
         "memory": MEMORY.model_dump(mode="json"),
         "model": base_digest(load_model()[0]),
-        "interval": "95 % percentile bootstrap over the questions of all seeds, unless the unit says otherwise",
+        "interval": "95 % percentile bootstrap over the facts of all seeds, unless the unit says otherwise",
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "torch": torch.__version__,

@@ -50,6 +50,7 @@ from sleep_pipeline.baselines.finetuning import FineTuning
 from sleep_pipeline.baselines.protocol import Learner
 from sleep_pipeline.baselines.sleep import Sleep
 from sleep_pipeline.corpora.worlds import WorldGenerator, draw_question, fill
+from sleep_pipeline.corpora.worlds import questions as every_wording
 from sleep_pipeline.environment import apply_defaults
 from sleep_pipeline.evaluation.language import language_fit
 from sleep_pipeline.evaluation.retention import Retention
@@ -74,6 +75,7 @@ class Question:
     document: int
     text: str
     answer: str
+    fact: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,16 +86,18 @@ class Day:
     questions: list[Question]
 
 
-def live(seed: int, number: int | str, documents: int = DOCUMENTS) -> Day:
-    """A day's documents with one question a fact."""
+def live(seed: int, number: int | str, documents: int = DOCUMENTS, all_wordings: bool = False) -> Day:
+    """A day's documents with one question a fact, or with it in all the wordings that are held out."""
     world = WorldGenerator(f"retention {seed}/{number}", "test", facts=(FACTS, FACTS), entities=(1, 2))
     told = [world.document() for _ in range(documents)]
     rng = random.Random(f"{seed}/{number}")
-    questions = []
-    for index, document in enumerate(told):
-        for fact in document.facts:
-            template, noun = draw_question(rng, fact.relation, "test")
-            questions.append(Question(index, fill(template, fact.subject.name, noun=noun), fact.value))
+    questions: list[Question] = []
+    facts = [(index, fact) for index, document in enumerate(told) for fact in document.facts]
+    for number_of_fact, (index, fact) in enumerate(facts):
+        template, noun = draw_question(rng, fact.relation, "test")
+        drawn = [fill(template, fact.subject.name, noun=noun)]
+        texts = every_wording(fact.subject, fact.relation, "test") if all_wordings else drawn
+        questions += [Question(index, text, fact.value, number_of_fact) for text in texts]
     return Day([document.text for document in told], questions)
 
 
