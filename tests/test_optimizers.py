@@ -107,3 +107,60 @@ def test_groups_of_others_keep_their_own_rates() -> None:
     step(model, resumed)
     changed = [name for name, weight in weights(model).items() if not torch.equal(weight, before[name])]
     assert changed == ["embed.weight", "middle.weight"]
+
+
+class Stacks(nn.Module):
+    """Three matrices in one stack, of which the last is not asked, and a vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.stack: nn.Parameter = nn.Parameter(torch.randn(3, 4, 6))
+        self.bias: nn.Parameter = nn.Parameter(torch.zeros(6))
+
+    def loss(self, number: int) -> torch.Tensor:
+        x = torch.randn(5, 4, generator=torch.Generator().manual_seed(number))
+        return ((x @ self.stack[0]).tanh() @ (x @ self.stack[1]).T).sum() + (
+            x @ self.stack[0] + self.bias
+        ).square().sum()
+
+
+def test_each_matrix_of_a_stack_steps_as_if_it_stood_alone() -> None:
+    model = Stacks()
+    optimizer = MuonAdamW([], [model.bias], MUON, ADAMW, stacks=[model.stack], stacked={"lr": 0.05})
+    matrices = [nn.Parameter(matrix.detach().clone()) for matrix in model.stack]
+    alone = torch.optim.Muon(matrices, **{**MUON, "lr": 0.05})  # type: ignore[arg-type]
+    for number in range(4):
+        optimizer.zero_grad()
+        model.loss(number).backward()
+        assert model.stack.grad is not None
+        for matrix, gradient in zip(matrices[:2], model.stack.grad, strict=False):
+            matrix.grad = gradient.clone()
+        optimizer.step()
+        alone.step()
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.stack, matrices, strict=True))
+    first = Stacks().stack
+    assert torch.equal(model.stack[2], first[2]) and not torch.equal(model.stack[0], first[0])
+
+
+def test_a_saved_state_of_stacks_goes_on_bit_for_bit() -> None:
+    def made(model: Stacks) -> MuonAdamW:
+        return MuonAdamW([], [model.bias], MUON, ADAMW, stacks=[model.stack])
+
+    def stepped(model: Stacks, optimizer: MuonAdamW, number: int) -> None:
+        optimizer.zero_grad()
+        model.loss(number).backward()
+        optimizer.step()
+
+    whole, broken = Stacks(), Stacks()
+    first, second = made(whole), made(broken)
+    for number in range(2):
+        stepped(whole, first, number)
+        stepped(broken, second, number)
+    again = Stacks()
+    again.load_state_dict(broken.state_dict())
+    third = made(again)
+    third.load_state_dict(second.state_dict())
+    stepped(whole, first, 2)
+    stepped(again, third, 2)
+    assert torch.equal(whole.stack, again.stack) and torch.equal(whole.bias, again.bias)

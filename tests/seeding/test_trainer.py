@@ -141,12 +141,19 @@ class Dies(TrainerCallback):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("on_policy", "muon_rate", "earlier_rate"), [(0.0, None, 0.0), (0.5, None, 1.0), (0.0, 0.01, 0.5)]
+    ("on_policy", "muon_rate", "earlier_rate", "earlier_muon"),
+    [(0.0, None, 0.0, False), (0.5, None, 1.0, False), (0.0, 0.01, 0.5, False), (0.0, 0.01, 0.5, True)],
 )
 def test_a_killed_run_goes_on_to_bitwise_the_same_weights(
-    on_policy: float, muon_rate: float | None, earlier_rate: float, tiny_tokenizer: Any, tmp_path: Path
+    on_policy: float,
+    muon_rate: float | None,
+    earlier_rate: float,
+    earlier_muon: bool,
+    tiny_tokenizer: Any,
+    tmp_path: Path,
 ) -> None:
-    optimizer = {"steps": 4, "checkpoint_every": 2, "muon_rate": muon_rate, "earlier_rate": earlier_rate}
+    rates = {"muon_rate": muon_rate, "earlier_rate": earlier_rate, "earlier_muon": earlier_muon}
+    optimizer = {"steps": 4, "checkpoint_every": 2, **rates}
     teacher = {"experts": False}
     given = settings(on_policy=on_policy, optimizer=optimizer, teacher=teacher, replay={"settled_share": 0.75})
 
@@ -189,20 +196,26 @@ def test_a_damaged_checkpoint_is_passed_over(damaged: str, tiny_tokenizer: Any, 
     assert last_checkpoint(tmp_path, trainer.run) is None
 
 
-@pytest.mark.parametrize("muon_rate", [None, 0.01])
+@pytest.mark.parametrize(("muon_rate", "earlier_muon"), [(None, False), (0.01, False), (0.01, True)])
 def test_earlier_experts_learn_at_a_rate_of_their_own_and_do_not_decay(
-    muon_rate: float | None, tiny_tokenizer: Any
+    muon_rate: float | None, earlier_muon: bool, tiny_tokenizer: Any
 ) -> None:
     model = asleep(plastic=True)
     before, wanted = state(model), trained(model)
-    optimizer = {"earlier_rate": 0.25, "muon_rate": muon_rate, "weight_decay": 0.5, "steps": 2}
+    rates = {"earlier_rate": 0.25, "muon_rate": muon_rate, "earlier_muon": earlier_muon}
+    optimizer = {**rates, "weight_decay": 0.5, "steps": 2}
     given = settings(on_policy=0.0, optimizer=optimizer, teacher={"experts": False})
     trainer = trainer_of(model, tiny_tokenizer, settings=given)
     trainer.train()
     groups = trainer.optimizer.param_groups
-    earlier = groups[-1]
-    assert {id(parameter) for parameter in earlier["params"]} == {id(slots) for slots in trained_slots(model)}
-    assert earlier["initial_lr"] == 0.25 * given.optimizer.learning_rate and earlier["weight_decay"] == 0
+    slots = {id(parameter) for parameter in trained_slots(model)}
+    earlier = [group for group in groups if any(id(parameter) in slots for parameter in group["params"])]
+    assert {id(parameter) for group in earlier for parameter in group["params"]} == slots
+    for group in earlier:
+        by_muon = earlier_muon and group["params"][0].ndim == 3
+        assert group["initial_lr"] == 0.25 * (0.01 if by_muon else given.optimizer.learning_rate)
+        assert group["weight_decay"] == 0 and ("adjust_lr_fn" in group) == by_muon
+    assert len(earlier) == (2 if earlier_muon else 1)
     held = [parameter for group in groups for parameter in group["params"]]
     assert len(held) == len(wanted) and len(trained_slots(model)) == 8
     after = state(model)

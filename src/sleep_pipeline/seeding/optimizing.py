@@ -29,21 +29,26 @@ def apart(optimizer: torch.optim.Optimizer, model: nn.Module, settings: Optimize
 def with_muon(model: nn.Module, settings: OptimizerSettings) -> MuonAdamW:
     """Muon for the new expert's matrices, or a rival's, and AdamW for all else that trains.
 
-    Earlier nights' experts stand in stacks, which are no matrices, and have AdamW's rate.
+    Earlier nights' experts stand in stacks, which Muon has if `earlier_muon` says so, and AdamW otherwise.
     """
     earlier = trained_slots(model)
+    stacks = [parameter for parameter in earlier if parameter.ndim == 3] if settings.earlier_muon else []
+    by_muon = {id(parameter) for parameter in stacks}
+    rest = [parameter for parameter in earlier if id(parameter) not in by_muon]
     ours = {id(parameter) for parameter in earlier}
     matrices, others = (
         [parameter for parameter in part.values() if id(parameter) not in ours]
         for part in matrices_and_others(model, only_trained=True)
     )
-    decay = settings.weight_decay
-    groups = [{"params": others}, _group(earlier, settings)]
+    decay, rate = settings.weight_decay, settings.muon_rate or 0.0
+    groups = [{"params": others}, _group(rest, settings)]
     return MuonAdamW(
         matrices,
         [group for group in groups if group["params"]],
-        muon={"lr": settings.muon_rate, "weight_decay": decay, "adjust_lr_fn": "match_rms_adamw"},
+        muon={"lr": rate, "weight_decay": decay, "adjust_lr_fn": "match_rms_adamw"},
         adamw={"lr": settings.learning_rate, "betas": settings.betas, "weight_decay": decay},
+        stacks=stacks,
+        stacked={"lr": settings.earlier_rate * rate, "weight_decay": 0.0},
     )
 
 

@@ -69,6 +69,7 @@ class OptimizerSettings(_Settings):
             as the paper does, and so does a night that replays nothing. Trained along, they make room for each other:
             late nights are learned as well as the first ones (`benchmarks/LOG.md`, 2026-11-27). Their keys are stored
             times `router_gain` and move that much less.
+        earlier_muon: whether Muon has their matrices, too, at `earlier_rate` of its rate, where it has the new one's.
         warmup_share: of the steps.
         betas: of AdamW.
         weight_decay: of AdamW.
@@ -82,6 +83,7 @@ class OptimizerSettings(_Settings):
     learning_rate: PositiveFloat = 5e-3
     muon_rate: PositiveFloat | None = 1e-2
     earlier_rate: float = Field(1.0, ge=0)
+    earlier_muon: bool = False
     warmup_share: float = Field(0.05, ge=0, le=1)
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = Field(0.0, ge=0)
