@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def _seeding() -> SeedingSettings:
-    """What classes want: fewer stored examples than facts do, fewer and larger steps, of AdamW, and steps that settle.
+    """What classes want: fewer and larger steps than facts do, all examples kept, and steps that settle.
 
-    benchmarks/LOG.md, 2026-11-26 and 2026-11-27, has what was tried.
+    benchmarks/LOG.md, 2026-11-26 to 2026-11-28, has what was tried.
     """
-    replay = ReplaySettings(stored_rows=64, stored_capacity=6000, settled_share=0.5)
-    optimizer = OptimizerSettings(steps=200, learning_rate=8e-3, muon_rate=None)
+    replay = ReplaySettings(stored_rows=64, stored_capacity=15000, settled_share=0.5)
+    optimizer = OptimizerSettings(steps=200, learning_rate=8e-3, muon_rate=2e-2)
     return SeedingSettings(rows=48, replay=replay, optimizer=optimizer)
 
 
