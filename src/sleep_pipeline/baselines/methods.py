@@ -37,7 +37,8 @@ class MethodSettings(BaseModel):
         seeding: steps, optimizer, rows and replay of everything that trains.
         lora_rank: of fine-tuning; None trains all weights.
         tuning_rate: peak learning rate of fine-tuning, sleep's being that of `seeding`.
-        tuning_muon_rate: of fine-tuning by Muon; see `OptimizerSettings`.
+        tuning_muon_rate: the same of Muon's for its matrices; None leaves them to AdamW, as `ewc` does in any case:
+            Muon's steps are equally large in all directions, also in those that a pull would hold.
         ewc_weight: see `Anchor`.
         ewc_decay: see `Anchor`.
         shots: examples in a prompt of in-context learning, and of sleep's teacher where it has a context.
@@ -60,7 +61,7 @@ class MethodSettings(BaseModel):
     seeding: SeedingSettings = Field(default_factory=_seeding)
     lora_rank: PositiveInt | None = None
     tuning_rate: PositiveFloat = 2e-3
-    tuning_muon_rate: PositiveFloat | None = None
+    tuning_muon_rate: PositiveFloat | None = 1e-2
     ewc_weight: NonNegativeFloat = 0.2
     ewc_decay: float = Field(0.9, ge=0, le=1)
     shots: PositiveInt = 16
@@ -131,7 +132,8 @@ def _sft(base: PreTrainedModel, answering: Answering, settings: MethodSettings, 
 def _ewc(base: PreTrainedModel, answering: Answering, settings: MethodSettings, seed: int) -> LabelledLearner:
     from sleep_pipeline.baselines.ewc import ewc
 
-    return ewc(base, answering, settings.tuning, settings.lora_rank, settings.ewc_weight, seed, settings.ewc_decay)
+    tuning = settings.model_copy(update={"tuning_muon_rate": None}).tuning
+    return ewc(base, answering, tuning, settings.lora_rank, settings.ewc_weight, seed, settings.ewc_decay)
 
 
 def _replay(base: PreTrainedModel, answering: Answering, settings: MethodSettings, seed: int) -> LabelledLearner:
