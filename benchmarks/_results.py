@@ -18,10 +18,15 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def as_it_was(seeding: dict[str, Any]) -> dict[str, Any]:
+def as_it_was(seeding: dict[str, Any], sampled: bool = True) -> dict[str, Any]:
     """A run's settings of seeding, with what was so before there was a setting for it.
 
-    Earlier experts stood still, and AdamW trained all.
+    Earlier experts stood still, AdamW trained all, and the teacher was asked about whole texts only.
+
+    Args:
+        seeding: the settings as they were kept.
+        sampled: whether a teacher's samples had any part in the run.
     """
     before = {"earlier_rate": 0.0, "muon_rate": None}
-    return {**seeding, "optimizer": {**before, **seeding.get("optimizer", {})}}
+    found = {**seeding, "optimizer": {**before, **seeding.get("optimizer", {})}}
+    return {**found, "teacher": {"excerpt_sentences": 0, **seeding.get("teacher", {})}} if sampled else found

@@ -101,7 +101,7 @@ def without_place(settings: Mapping[str, Any]) -> dict[str, Any]:
 def as_they_were(settings: Mapping[str, Any]) -> BenchmarkSettings:
     """A run's settings; those that have come since were at their defaults, or as `as_it_was` has them."""
     own = settings.get("settings", {})
-    seeding = as_it_was(own.get("seeding", {}))
+    seeding = as_it_was(own.get("seeding", {}), sampled=False)
     return BenchmarkSettings.model_validate({**settings, "settings": {**own, "seeding": seeding}})
 
 

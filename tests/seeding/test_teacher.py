@@ -1,5 +1,7 @@
+import re
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from sleep_pipeline.seeding.teacher import (
     TeacherPrompt,
     TeacherSample,
     TeacherSettings,
+    excerpts,
     read_pairs,
     same_answer,
     sample_teacher,
@@ -188,8 +191,76 @@ def test_beliefs_are_those_of_the_answer_after_the_context(tiny_model: Any, tiny
             assert float(lesson.teacher.tail_N[position]) == pytest.approx(rest, abs=1e-4)
 
 
+@pytest.mark.parametrize("count", [2, 3, 4, 7])
+@pytest.mark.parametrize("most", [1, 2, 12])
+def test_excerpts_are_all_of_a_text_and_not_too_many(count: int, most: int) -> None:
+    for length in range(60):
+        told = [f"Told {number}." for number in range(length)]
+        parts = excerpts(" ".join(told), count, most)
+        assert parts == [] or (1 < len(parts) <= most and set(told) == set(re.findall(r"Told \d+\.", " ".join(parts))))
+        # A sentence has one of its neighbours beside it on either side.
+        assert all(any(f"{one} {other}" in part for part in parts) for one, other in pairwise(told) if parts)
+        assert not parts or length > count
+    assert excerpts("Told 1. Told 2. Told 3.", 2, 12) == ["Told 1. Told 2.", "Told 2. Told 3."]
+    assert excerpts("Told 1. Told 2. Told 3.", 0, 12) == excerpts("Told 1. Told 2.", 2, 12) == []
+
+
+def test_what_the_teacher_passes_over_is_asked_of_excerpts(
+    monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any
+) -> None:
+    monkeypatch.setattr(teacher, "TransformersSampler", Script)
+    whole = "Mira has a cat. It is old. It sleeps."
+    first, second = excerpts(whole, 2, 12)
+    Script.replies = {
+        f"{whole}|Quiz": [quiz(("Who has a cat?", "Mira"))],
+        f"{whole}|Tell": ["A cat sleeps."],
+        f"{whole}|Who has a cat?": ["Mira"],
+        # The whole text leaves open what the excerpt tells, agrees with it, or contradicts it.
+        f"{whole}|Is it old?": ["I do not know."],
+        f"{whole}|Does it sleep?": ["Yes"],
+        f"{whole}|What is old?": ["The cat"],
+        f"{first}|Quiz": [quiz(("Who has a cat?", "Mira"), ("Is it old?", "Yes"), ("Why?", "Because"))],
+        f"{first}|Is it old?": ["Yes"],
+        f"{first}|Why?": ["No idea"],
+        f"{second}|Quiz": [quiz(("Does it sleep?", "Yes"), ("What is old?", "The dog"))],
+        f"{second}|Does it sleep?": ["Yes"],
+        f"{second}|What is old?": ["The dog"],
+    }
+    settings = TeacherSettings(
+        prompts=[
+            TeacherPrompt(kind="quiz", ask="Quiz"),
+            TeacherPrompt(kind="tell", ask="Tell", form="text", recall="Well?"),
+        ],
+        replies=2,
+        excerpt_replies=1,
+    )
+    data = sample_teacher(None, tiny_tokenizer, [whole], settings)  # type: ignore[arg-type]
+    assert data.samples == [
+        TeacherSample(0, "tell", "Well?", "A cat sleeps.", 1.0),
+        TeacherSample(0, "quiz", "Who has a cat?", "Mira", 1.0),
+        TeacherSample(0, "quiz", "Is it old?", "Yes", 1.0, first),
+        TeacherSample(0, "quiz", "Does it sleep?", "Yes", 1.0, second),
+    ]
+    assert data.dropped == {
+        "duplicate": 1,
+        "disagrees with itself": 1,
+        "an excerpt that the whole text contradicts": 1,
+    }
+    without = settings.model_copy(update={"excerpt_sentences": 0})
+    assert sample_teacher(None, tiny_tokenizer, [whole], without).samples == data.samples[:2]  # type: ignore[arg-type]
+
+
+def test_beliefs_about_an_excerpt_are_those_after_it(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    whole, part = "Mira has a cat. It is old. It sleeps.", "It is old. It sleeps."
+    samples = [TeacherSample(0, "quiz", "Is it old?", "Yes", 1.0, excerpt) for excerpt in (part, "")]
+    about = [read_beliefs(tiny_model, tiny_tokenizer, [whole], samples, top_k=5)[at] for at in (0, 1)]
+    (alone,) = read_beliefs(tiny_model, tiny_tokenizer, [part], samples[1:], top_k=5)
+    assert about[0].teacher_prompt == alone.teacher_prompt != about[1].teacher_prompt
+    torch.testing.assert_close(about[0].teacher.log_probs_NK, alone.teacher.log_probs_NK)
+
+
 def test_a_setting_that_cannot_work_is_refused() -> None:
-    for values in ({"prompts": []}, {"agreement": 1.5}, {"replies": 0}, {"promts": []}):
+    for values in ({"prompts": []}, {"agreement": 1.5}, {"replies": 0}, {"promts": []}, {"excerpt_sentences": 1}):
         with pytest.raises(ValidationError):
             TeacherSettings.model_validate(values)
 

@@ -79,7 +79,7 @@ def read_beliefs(
     if not samples:
         return []
 
-    taught = [encode_reply(tokenizer, sample.messages(contexts[sample.context])) for sample in samples]
+    taught = [encode_reply(tokenizer, sample.messages(sample.read(contexts))) for sample in samples]
     learned = taught if student_reads else [encode_reply(tokenizer, sample.messages()) for sample in samples]
     for sample, (with_ids, with_start), (without_ids, start) in zip(samples, taught, learned, strict=True):
         if with_ids[with_start:] != without_ids[start:]:

@@ -2,22 +2,25 @@
 
 The teacher writes questions with answers, rewrites, implications and continuations (paper.md section 3, the data set
 `D`). Every question is asked again in context; what the teacher does not answer twice the same way is not kept.
-`lessons.py` reads the teacher's beliefs about what is kept.
+A model passes over some of what a text tells, so it also asks about a few sentences at a time. `lessons.py` reads the
+teacher's beliefs about what is kept.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator
 
 from sleep_pipeline.generation.likelihood import says_as_written
-from sleep_pipeline.generation.sampler import SamplingSettings, TransformersSampler
+from sleep_pipeline.generation.sampler import Reply, SamplingSettings, TransformersSampler
+from sleep_pipeline.memories.chunking import sentences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -68,6 +71,11 @@ class TeacherSettings(_Settings):
     Attributes:
         prompts: what the teacher is asked; embedded models understand those that they were trained on.
         replies: replies a context, over all prompts.
+        excerpt_sentences: a context of more sentences is also asked about in excerpts of so many, overlapping by half:
+            questions and answers alone, since other texts need the whole. 0 asks about whole contexts only, and passes
+            over some of what they tell.
+        excerpts: of a context at most; those of a long one have more sentences each.
+        excerpt_replies: replies an excerpt.
         max_new_tokens: of one reply.
         temperature: 1 draws as the teacher believes.
         reasked: how often a question is asked again, at temperature 1; 0 keeps everything.
@@ -82,6 +90,9 @@ class TeacherSettings(_Settings):
 
     prompts: list[TeacherPrompt] = Field(default_factory=_default_prompts, min_length=1)
     replies: PositiveInt = 24
+    excerpt_sentences: NonNegativeInt = 2
+    excerpts: PositiveInt = 12
+    excerpt_replies: PositiveInt = 6
     max_new_tokens: PositiveInt = 160
     temperature: float = Field(1.0, ge=0)
     reasked: int = Field(3, ge=0)
@@ -91,6 +102,13 @@ class TeacherSettings(_Settings):
     unknown: tuple[str, ...] = ("I do not know.",)
     batch_size: PositiveInt = 64
     experts: bool = False
+
+    @field_validator("excerpt_sentences")
+    @classmethod
+    def _overlap(cls, sentences: int) -> int:
+        if sentences == 1:
+            raise ValueError("excerpts of 1 sentence cannot overlap, and many say nothing alone; give 0 or 2 and more")
+        return sentences
 
 
 @dataclass(frozen=True)
@@ -103,6 +121,7 @@ class TeacherSample:
         question: the user turn, for teacher and student alike.
         answer: the assistant turn.
         agreement: share of the times that the teacher gave this answer when asked again; 1 for texts.
+        excerpt: the sentences of the context that the teacher had before it; empty for the whole.
     """
 
     context: int
@@ -110,9 +129,14 @@ class TeacherSample:
     question: str
     answer: str
     agreement: float
+    excerpt: str = ""
+
+    def read(self, contexts: Sequence[str | None]) -> str | None:
+        """What the teacher had before it, of the contexts that it was asked about."""
+        return self.excerpt or contexts[self.context]
 
     def messages(self, context: str | None = None) -> list[Message]:
-        """The conversation: with the context as the teacher sees it, without as the student does."""
+        """The conversation: with what the teacher reads before it, without as the student sees it."""
         system = [{"role": "system", "content": context}] if context else []
         return [*system, {"role": "user", "content": self.question}, {"role": "assistant", "content": self.answer}]
 
@@ -214,69 +238,121 @@ def sample_teacher(
         seed: the same seed gives the same samples.
         progress: whether to show bars.
     """
-    written, dropped = _write(model, tokenizer, contexts, settings, seed, progress)
+    wholes = [_Text(context, text) for context, text in enumerate(contexts)]
+    parts = [
+        _Text(context, part, excerpt=True)
+        for context, text in enumerate(contexts)
+        for part in excerpts(text, settings.excerpt_sentences, settings.excerpts)
+    ]
+    asking = [prompt for prompt in settings.prompts if prompt.form == "pairs"]
+    writer = _Writer(model, tokenizer, settings, progress)
+    writer.write(wholes, settings.prompts, settings.replies, 1000 * seed)
+    if parts and asking:
+        writer.write(parts, asking, settings.excerpt_replies, 1000 * seed + 500)
+    written, dropped = list(writer.written.values()), writer.dropped
     kept = _check(model, tokenizer, contexts, written, settings, seed, dropped, progress)
     learnable = {sample.context for sample in kept}
     return TeacherData(kept, dropped, [index for index in range(len(contexts)) if index not in learnable])
 
 
-def _write(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    contexts: Sequence[str],
-    settings: TeacherSettings,
-    seed: int,
-    progress: bool,
-) -> tuple[list[TeacherSample], Counter[str]]:
-    """All samples that the teacher writes, each once."""
-    dropped: Counter[str] = Counter()
-    written: dict[tuple[int, str, str], TeacherSample] = {}
-    sampler = TransformersSampler(
-        model,
-        tokenizer,
-        SamplingSettings(settings.max_new_tokens, settings.temperature, batch_size=settings.batch_size),
-    )
-    for number, (prompt, count) in enumerate(
-        zip(settings.prompts, shares(settings.prompts, settings.replies), strict=True)
-    ):
-        if not count:
-            continue
-        asked = [[{"role": "system", "content": text}, {"role": "user", "content": prompt.ask}] for text in contexts]
-        title = prompt.kind if progress else None
-        useless: list[str] = []
-        for context, replies in enumerate(sampler.sample(asked, count, seed=1000 * seed + number, progress=title)):
-            for reply in replies:
-                if not reply.ended:
-                    dropped["cut off"] += 1
-                    useless.append(reply.text)
-                    continue
-                pairs = read_pairs(reply.text) if prompt.form == "pairs" else [(prompt.recall, reply.text.strip())]
-                if not pairs or not pairs[0][1]:
-                    dropped["malformed"] += 1
-                    useless.append(reply.text)
-                for question, answer in pairs:
-                    if not answer:
-                        continue
-                    if not says_as_written(tokenizer, answer):
-                        dropped["changed by the chat template"] += 1
-                        continue
-                    key = (context, question, _plain(answer))
-                    if key in written:
-                        dropped["duplicate"] += 1
-                    else:
-                        agreement = 1.0 if prompt.form == "text" else 0.0
-                        written[key] = TeacherSample(context, prompt.kind, question, answer, agreement)
-        if len(useless) > _UNREADABLE * count * len(contexts):
-            logger.warning(
-                "%d of %d replies to the prompt %r are cut off or not in the form asked for, such as %r: for this "
-                "model, say in seeding.teacher.prompts what the lines of a reply look like (conf/instruct does), or "
-                "raise seeding.teacher.max_new_tokens",
-                len(useless),
-                count * len(contexts),
-                prompt.ask,
-                useless[0][:200],
-            )
-    return list(written.values()), dropped
+def excerpts(context: str, count: int, most: int) -> list[str]:
+    """Parts of a text that overlap by half and together are all of it.
+
+    Args:
+        context: the text.
+        count: sentences of a part, 2 or more, if that makes no more than `most` of them; 0 for no parts.
+        most: parts; of a longer text they are longer.
+
+    Returns:
+        The parts in order; none of a text that has no more sentences than one part.
+    """
+    told = [sentence for sentence in sentences(context) if sentence.strip()]
+    if not count:
+        return []
+    # As many half parts as parts, and one.
+    step = max(count // 2, math.ceil(len(told) / (most + 1)))
+    size = max(count, 2 * step)
+    if len(told) <= size:
+        return []
+    return ["".join(told[start : start + size]).strip() for start in range(0, len(told) - size + step, step)]
+
+
+@dataclass(frozen=True)
+class _Text:
+    """What the teacher is asked about: a context, or an excerpt of it."""
+
+    context: int
+    text: str
+    excerpt: bool = False
+
+
+@dataclass
+class _Writer:
+    """All that the teacher writes, each sample once: what it writes about the whole is not taken from a part again."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    settings: TeacherSettings
+    progress: bool
+    written: dict[tuple[int, str, str], TeacherSample] = field(default_factory=dict)
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def write(self, texts: Sequence[_Text], prompts: Sequence[TeacherPrompt], replies: int, seed: int) -> None:
+        """Ask for so many replies about each text."""
+        settings = self.settings
+        sampler = TransformersSampler(
+            self.model,
+            self.tokenizer,
+            SamplingSettings(settings.max_new_tokens, settings.temperature, batch_size=settings.batch_size),
+        )
+        for number, (prompt, count) in enumerate(zip(prompts, shares(prompts, replies), strict=True)):
+            if not count:
+                continue
+            asked = [
+                [{"role": "system", "content": each.text}, {"role": "user", "content": prompt.ask}] for each in texts
+            ]
+            title = f"{prompt.kind}{', by excerpts' if texts[0].excerpt else ''}" if self.progress else None
+            drawn = sampler.sample(asked, count, seed=seed + number, progress=title)
+            useless = [
+                reply.text
+                for each, answers in zip(texts, drawn, strict=True)
+                for reply in answers
+                if not self._take(each, prompt, reply)
+            ]
+            if len(useless) > _UNREADABLE * count * len(texts):
+                logger.warning(
+                    "%d of %d replies to the prompt %r are cut off or not in the form asked for, such as %r: for this "
+                    "model, say in seeding.teacher.prompts what the lines of a reply look like (conf/instruct does), "
+                    "or raise seeding.teacher.max_new_tokens",
+                    len(useless),
+                    count * len(texts),
+                    prompt.ask,
+                    useless[0][:200],
+                )
+
+    def _take(self, text: _Text, prompt: TeacherPrompt, reply: Reply) -> bool:
+        """Take the samples of a reply; False if it has the form of none."""
+        if not reply.ended:
+            self.dropped["cut off"] += 1
+            return False
+        pairs = read_pairs(reply.text) if prompt.form == "pairs" else [(prompt.recall, reply.text.strip())]
+        if not pairs or not pairs[0][1]:
+            self.dropped["malformed"] += 1
+            return False
+        for question, answer in pairs:
+            if not answer:
+                continue
+            if not says_as_written(self.tokenizer, answer):
+                self.dropped["changed by the chat template"] += 1
+                continue
+            key = (text.context, question, _plain(answer))
+            if key in self.written:
+                self.dropped["duplicate"] += 1
+                continue
+            agreement = 1.0 if prompt.form == "text" else 0.0
+            excerpt = text.text if text.excerpt else ""
+            self.written[key] = TeacherSample(text.context, prompt.kind, question, answer, agreement, excerpt)
+        return True
 
 
 def _check(
@@ -289,12 +365,18 @@ def _check(
     dropped: Counter[str],
     progress: bool,
 ) -> list[TeacherSample]:
-    """The samples on which the teacher agrees with itself; a text has no question to ask again."""
+    """The samples on which the teacher agrees with itself; a text has no question to ask again.
+
+    An excerpt may lack what makes it untrue, so the whole text must not answer otherwise, either; that it does not say
+    is what excerpts are for.
+    """
     forms = {prompt.kind: prompt.form for prompt in settings.prompts}
     pairs = [sample for sample in written if forms[sample.kind] == "pairs"]
     kept = [sample for sample in written if forms[sample.kind] == "text"]
-    asked = list(dict.fromkeys((sample.context, sample.question) for sample in pairs))
-    answers: dict[tuple[int, str], list[str]] = {key: [] for key in asked}
+    wholes = [(contexts[sample.context], sample.question) for sample in pairs]
+    seen = [(sample.excerpt or whole, question) for sample, (whole, question) in zip(pairs, wholes, strict=True)]
+    asked = list(dict.fromkeys([*seen, *wholes]))
+    answers: dict[tuple[str, str], list[str]] = {key: [] for key in asked}
     if settings.reasked and asked:
         longest = max(len(tokenizer(sample.answer)["input_ids"]) for sample in pairs)
         room = 4 if settings.match == "exact" else _IN_A_SENTENCE
@@ -302,22 +384,26 @@ def _check(
             model, tokenizer, SamplingSettings(longest + room, 1.0, batch_size=settings.batch_size)
         )
         prompts = [
-            [{"role": "system", "content": contexts[context]}, {"role": "user", "content": question}]
-            for context, question in asked
+            [{"role": "system", "content": text}, {"role": "user", "content": question}] for text, question in asked
         ]
         title = "agreement" if progress else None
         again = sampler.sample(prompts, settings.reasked, seed=1000 * seed + 999, progress=title)
         for key, replies in zip(asked, again, strict=True):
             answers[key] = [reply.text for reply in replies]
+
+    def share(found: list[str], wanted: Sequence[str]) -> float:
+        same = [any(same_answer(each, answer, settings.match) for each in wanted) for answer in found]
+        return sum(same) / len(same) if same else 1.0
+
     unknown = {_plain(answer) for answer in settings.unknown}
-    for sample in pairs:
-        found = answers[sample.context, sample.question]
-        same = [same_answer(sample.answer, answer, settings.match) for answer in found]
-        agreement = sum(same) / len(same) if same else 1.0
+    for sample, whole, own in zip(pairs, wholes, seen, strict=True):
+        agreement = share(answers[own], [sample.answer])
         if _plain(sample.answer) in unknown:
             dropped["says that it does not know"] += 1
         elif agreement < settings.agreement:
             dropped["disagrees with itself"] += 1
+        elif sample.excerpt and share(answers[whole], [sample.answer, *settings.unknown]) < settings.agreement:
+            dropped["an excerpt that the whole text contradicts"] += 1
         else:
-            kept.append(TeacherSample(sample.context, sample.kind, sample.question, sample.answer, agreement))
+            kept.append(replace(sample, agreement=agreement))
     return sorted(kept, key=lambda sample: sample.context)
