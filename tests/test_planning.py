@@ -145,6 +145,7 @@ def test_work_is_counted_from_contexts_and_settings(project: Path) -> None:
     work = {(item["node"], item["what"]): item["amount"] for item in plan["work"]}
     assert work["sample_lessons_node", "tokens read"] == (30 + 12) * 2
     assert work["sample_lessons_node", "tokens written"] == 2 * 5 * 10
+    assert work["sample_lessons_node", "tokens written about excerpts"] == 2 * 12 * 6 * 10
     assert work["train_expert_node", "rows trained on"] == 7 * (16 + 0 + 6)
     night(project, 1, 1.0)
     collected(project, 2)

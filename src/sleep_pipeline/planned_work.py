@@ -110,6 +110,14 @@ def _all_work(settings: Settings, contexts: Sequence[int], has_parent: bool, ear
         True,
         f"{count} contexts x {teacher.replies} replies x {teacher.max_new_tokens} tokens",
     )
+    excerpts = teacher.excerpts if teacher.excerpt_sentences else 0
+    yield Work(
+        node,
+        "tokens written about excerpts",
+        count * excerpts * teacher.excerpt_replies * teacher.max_new_tokens,
+        True,
+        f"{count} contexts x {excerpts} excerpts x {teacher.excerpt_replies} replies x {teacher.max_new_tokens} tokens",
+    )
     documents = replay.open_book_documents if replay.open_book_rows else 0
     free = replay.free_texts if replay.open_book_rows else 0
     yield Work(
