@@ -21,7 +21,8 @@ def locked(path: Path) -> Iterator[None]:
 def as_it_was(seeding: dict[str, Any], sampled: bool = True) -> dict[str, Any]:
     """A run's settings of seeding, with what was so before there was a setting for it.
 
-    Earlier experts stood still, AdamW trained all, and the teacher was asked about whole texts only.
+    Earlier experts stood still, AdamW trained all, and the teacher was asked about whole texts only, and its questions
+    again.
 
     Args:
         seeding: the settings as they were kept.
@@ -29,4 +30,5 @@ def as_it_was(seeding: dict[str, Any], sampled: bool = True) -> dict[str, Any]:
     """
     before = {"earlier_rate": 0.0, "muon_rate": None}
     found = {**seeding, "optimizer": {**before, **seeding.get("optimizer", {})}}
-    return {**found, "teacher": {"excerpt_sentences": 0, **seeding.get("teacher", {})}} if sampled else found
+    teacher = {"excerpt_sentences": 0, "check": "replies", **seeding.get("teacher", {})}
+    return {**found, "teacher": teacher} if sampled else found

@@ -9,7 +9,7 @@ from sleep_pipeline.dreaming.settings import TauSettings, TrialSettings
 from sleep_pipeline.dreaming.stacked_lora import adapters_on, stack
 from sleep_pipeline.dreaming.tau import Measure, Probe, held_out_rows, make_measure
 from sleep_pipeline.dreaming.trials import run_trials
-from sleep_pipeline.generation import likelihood
+from sleep_pipeline.generation import reading
 from sleep_pipeline.generation.likelihood import reply_log_probs
 
 PROBES = [
@@ -109,7 +109,7 @@ def test_logits_are_bounded_and_every_probe_is_read_once(
     assert len(batches) == 1
     batches.clear()
     longest = max(len(row.ids) - row.start + 1 for row in measure.rows)
-    monkeypatch.setattr(likelihood, "LOGITS", 2 * longest * model.config.vocab_size)
+    monkeypatch.setattr(reading, "LOGITS", 2 * longest * model.config.vocab_size)
     assert measure.before(model) == pytest.approx(whole, abs=1e-5)
     assert sorted(index for batch in batches for index in batch) == list(range(len(many)))
     assert 1 < len(batches) < len(many)

@@ -28,7 +28,7 @@ def test_reply_likelihoods_are_those_of_single_unpadded_conversations(tiny_model
     found = reply_log_probs(tiny_model, tiny_tokenizer, conversations)
     # With room for the logits of one conversation at a time.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sleep_pipeline.generation.likelihood.LOGITS", 1)
+        patch.setattr("sleep_pipeline.generation.reading.LOGITS", 1)
         for one, other in zip(found, reply_log_probs(tiny_model, tiny_tokenizer, conversations), strict=True):
             assert one == pytest.approx(other, abs=1e-4)
     for messages, values in zip(conversations, found, strict=True):

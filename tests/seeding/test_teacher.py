@@ -1,3 +1,4 @@
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -123,6 +124,7 @@ def test_only_what_the_teacher_says_twice_is_kept(monkeypatch: pytest.MonkeyPatc
             TeacherPrompt(kind="tell", ask="Tell", form="text", recall="What do you remember?", share=1),
         ],
         replies=6,
+        check="replies",
         reasked=3,
         agreement=0.6,
     )
@@ -233,6 +235,7 @@ def test_what_the_teacher_passes_over_is_asked_of_excerpts(
         ],
         replies=2,
         excerpt_replies=1,
+        check="replies",
     )
     data = sample_teacher(None, tiny_tokenizer, [whole], settings)  # type: ignore[arg-type]
     assert data.samples == [
@@ -250,6 +253,75 @@ def test_what_the_teacher_passes_over_is_asked_of_excerpts(
     assert sample_teacher(None, tiny_tokenizer, [whole], without).samples == data.samples[:2]  # type: ignore[arg-type]
 
 
+def test_an_answer_is_kept_that_the_teacher_would_probably_give_again(
+    monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any
+) -> None:
+    whole = "Mira has a cat. It is old. It sleeps."
+    first, second = excerpts(whole, 2, 12)
+    Script.replies = {
+        f"{whole}|Quiz": [quiz(("Who has a cat?", "Mira"), ("Is it grey?", "Yes"), ("Why?", "I do not know."))],
+        f"{first}|Quiz": [quiz(("Is it old?", "Yes"), ("What is old?", "The dog"), ("Where?", "Here"))],
+        f"{second}|Quiz": [quiz(("Who has a cat?", "Mira"))],
+    }
+    probable = {
+        (whole, "Who has a cat?", "Mira"): 0.7,
+        (whole, "Is it grey?", "Yes"): 0.5,
+        (first, "Is it old?", "Yes"): 0.9,
+        (first, "What is old?", "The dog"): 0.9,
+        (first, "Where?", "Here"): 0.1,
+        # Of the whole text it may say that it does not know, and may not say otherwise.
+        (whole, "Is it old?", "Yes"): 0.3,
+        (whole, "Is it old?", "I do not know."): 0.4,
+        (whole, "What is old?", "The dog"): 0.2,
+        (whole, "What is old?", "I do not know."): 0.3,
+    }
+    asked = []
+
+    def log_probs(model: Any, tokenizer: Any, conversations: Any, *rest: Any) -> list[list[float]]:
+        claims = [tuple(turn["content"] for turn in turns) for turns in conversations]
+        asked.extend(claims)
+        # Of two tokens.
+        return [[math.log(probable[claim]) / 2] * 2 for claim in claims]
+
+    monkeypatch.setattr(teacher, "TransformersSampler", Script)
+    monkeypatch.setattr(teacher, "reply_log_probs", log_probs)
+    settings = TeacherSettings(prompts=[TeacherPrompt(kind="quiz", ask="Quiz")], replies=1, excerpt_replies=1)
+    data = sample_teacher(None, tiny_tokenizer, [whole], settings)  # type: ignore[arg-type]
+    assert data.samples == [
+        TeacherSample(0, "quiz", "Who has a cat?", "Mira", pytest.approx(0.7)),  # type: ignore[arg-type]
+        TeacherSample(0, "quiz", "Is it old?", "Yes", pytest.approx(0.9), first),  # type: ignore[arg-type]
+    ]
+    assert data.dropped == {
+        "duplicate": 1,
+        "says that it does not know": 1,
+        "disagrees with itself": 2,
+        "an excerpt that the whole text contradicts": 1,
+    }
+    assert sorted(asked) == sorted(probable)
+
+
+def test_probabilities_are_those_of_the_replies_drawn(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    """The two checks speak of the same thing: how often an answer comes again."""
+    (reply,) = sampling.TransformersSampler(
+        tiny_model, tiny_tokenizer, sampling.SamplingSettings(max_new_tokens=1, temperature=0.0)
+    ).sample([[{"role": "system", "content": CONTEXTS[0]}, {"role": "user", "content": "Where?"}]])[0]
+    claims = [(CONTEXTS[0], "Where?", tiny_tokenizer.decode(reply.ids)), (CONTEXTS[1], "Where?", "Osk")]
+    again = claims[::-1] + claims
+    found = teacher._probabilities(tiny_model, tiny_tokenizer, again, 8, None)
+    assert found[:2] == found[:1:-1], "each claim is read once"
+    for (text, question, answer), probability in zip(again, found, strict=True):
+        before = tiny_tokenizer.apply_chat_template(
+            [{"role": "system", "content": text}, {"role": "user", "content": question}],
+            add_generation_prompt=True,
+            return_dict=True,
+        )["input_ids"]
+        ids = [*tiny_tokenizer(answer, add_special_tokens=False)["input_ids"], tiny_tokenizer.eos_token_id]
+        with torch.no_grad():
+            likely = tiny_model(torch.tensor([[*before, *ids]])).logits[0].double().softmax(-1)
+        wanted = math.prod(float(likely[len(before) - 1 + at, token]) for at, token in enumerate(ids))
+        assert probability == pytest.approx(wanted, rel=1e-4)
+
+
 def test_beliefs_about_an_excerpt_are_those_after_it(tiny_model: Any, tiny_tokenizer: Any) -> None:
     whole, part = "Mira has a cat. It is old. It sleeps.", "It is old. It sleeps."
     samples = [TeacherSample(0, "quiz", "Is it old?", "Yes", 1.0, excerpt) for excerpt in (part, "")]
@@ -263,6 +335,8 @@ def test_a_setting_that_cannot_work_is_refused() -> None:
     for values in ({"prompts": []}, {"agreement": 1.5}, {"replies": 0}, {"promts": []}, {"excerpt_sentences": 1}):
         with pytest.raises(ValidationError):
             TeacherSettings.model_validate(values)
+    with pytest.raises(ValidationError, match="check='replies'"):
+        TeacherSettings(match="contains")
 
 
 def test_a_model_that_answers_in_sentences_agrees_with_itself_where_they_are_compared_so(
@@ -272,7 +346,9 @@ def test_a_model_that_answers_in_sentences_agrees_with_itself_where_they_are_com
     mira = CONTEXTS[0]
     Script.replies = {f"{mira}|Quiz": [quiz(("Where?", "Osk"))], f"{mira}|Where?": ["She lives in Osk."]}
     for match, kept in (("exact", 0), ("contains", 1)):
-        settings = TeacherSettings(prompts=[TeacherPrompt(kind="quiz", ask="Quiz")], replies=2, match=match)
+        settings = TeacherSettings(
+            prompts=[TeacherPrompt(kind="quiz", ask="Quiz")], replies=2, check="replies", match=match
+        )
         assert len(sample_teacher(None, tiny_tokenizer, [mira], settings).samples) == kept  # type: ignore[arg-type]
 
 
@@ -281,7 +357,7 @@ def test_a_model_that_does_not_know_the_form_is_told_of(
     reply: str, monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(teacher, "TransformersSampler", Script)
-    settings = TeacherSettings(prompts=[TeacherPrompt(kind="quiz", ask="Quiz")], replies=5)
+    settings = TeacherSettings(prompts=[TeacherPrompt(kind="quiz", ask="Quiz")], replies=5, check="replies")
     Script.replies = {f"{text}|Quiz": [reply] for text in CONTEXTS}
     sample_teacher(None, tiny_tokenizer, CONTEXTS, settings)  # type: ignore[arg-type]
     (record,) = caplog.records

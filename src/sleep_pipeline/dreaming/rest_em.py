@@ -25,7 +25,8 @@ from sleep_pipeline.dreaming.rows import Row, losses, side_by_side
 from sleep_pipeline.dreaming.settings import DreamingSettings, DreamSettings, RestEmSettings
 from sleep_pipeline.dreaming.tau import Probe
 from sleep_pipeline.dreaming.workers import Workers
-from sleep_pipeline.generation.likelihood import encode_reply, logit_batches
+from sleep_pipeline.generation.likelihood import encode_reply
+from sleep_pipeline.generation.reading import logit_batches
 from sleep_pipeline.memory.beside import network_of
 from sleep_pipeline.memory.blocks import text_config
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sleep_pipeline.dreaming.dreams import to_row
 from sleep_pipeline.dreaming.rows import IGNORED, Row, Stack, predictions, side_by_side
 from sleep_pipeline.dreaming.settings import TauSettings
-from sleep_pipeline.generation.likelihood import logit_batches
+from sleep_pipeline.generation.reading import logit_batches
 from sleep_pipeline.generation.replies import GREEDY
 from sleep_pipeline.generation.sampler import end_marks
 from sleep_pipeline.memory.beside import network_of

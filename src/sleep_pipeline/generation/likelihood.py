@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from itertools import takewhile
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
 
 from sleep_pipeline.generation.modes import evaluating
+from sleep_pipeline.generation.reading import alike_at_first, inputs_of, reading_batches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-LOGITS = 2**27
-"""Numbers of the logits of one pass; each takes about eight bytes until it is a score."""
 
 
 def encode_reply(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> tuple[list[int], int]:
@@ -63,8 +62,8 @@ def question_reader(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[in
         )
         for content in ("apple", "7")
     )
-    before = _shared(one, other)
-    behind = _shared(one[before:][::-1], other[before:][::-1])
+    before = alike_at_first(one, other)
+    behind = alike_at_first(one[before:][::-1], other[before:][::-1])
     opening, closing = one[:before], one[len(one) - behind :]
 
     def question(prompt: Sequence[int]) -> str:
@@ -78,11 +77,6 @@ def question_reader(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[in
     return question
 
 
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences begin with alike."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
-
-
 def says_as_written(tokenizer: PreTrainedTokenizerBase, answer: str) -> bool:
     """Whether the chat template leaves an answer as it is; some take marks such as `</think>` for their own."""
     if "<" not in answer:
@@ -94,38 +88,12 @@ def says_as_written(tokenizer: PreTrainedTokenizerBase, answer: str) -> bool:
     return True
 
 
-def logit_batches(
-    spans: Sequence[tuple[int, int]], rows: int, vocabulary: int, tokens: int | None = None
-) -> Iterator[list[int]]:
-    """Rows of like length, whose logits from the first answer's predictor on are at most `LOGITS` numbers.
-
-    Args:
-        spans: of each row, where its answer begins and its end, in tokens.
-        rows: of a batch at most.
-        vocabulary: logits of a position.
-        tokens: of a batch at most, padding included; None for as many as may be.
-
-    Returns:
-        Indices of each batch; one row alone may be more than is allowed.
-    """
-    batch: list[int] = []
-    for index in sorted(range(len(spans)), key=lambda index: spans[index][1]):
-        grown, end = [*batch, index], spans[index][1]
-        width = end - min(spans[each][0] for each in grown) + 1
-        full = len(grown) > rows or len(grown) * width * vocabulary > LOGITS
-        if batch and (full or (tokens is not None and len(grown) * end > tokens)):
-            yield batch
-            grown = [index]
-        batch = grown
-    if batch:
-        yield batch
-
-
 def reply_log_probs(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Sequence[dict[str, str]]],
     batch_size: int = 64,
+    progress: str | None = None,
 ) -> list[list[float]]:
     """Log-probability (nats) of every token of each conversation's last turn, its end mark among them.
 
@@ -133,28 +101,33 @@ def reply_log_probs(
         model: a causal LM.
         tokenizer: with a chat template.
         conversations: each ends with the assistant's turn that is judged.
-        batch_size: conversations at a time; those of like length share a batch.
+        batch_size: conversations at a time; what several begin with is read once.
+        progress: title of a bar; None for no bar.
 
     Raises:
         ValueError: the chat template changes what comes before a reply once the reply is there.
     """
     import torch
 
+    if not conversations:
+        return []
     encoded = [encode_reply(tokenizer, messages) for messages in conversations]
     found: list[list[float]] = [[] for _ in encoded]
-    spans = [(start, len(ids)) for ids, start in encoded]
-    for batch in logit_batches(spans, batch_size, model.config.get_text_config().vocab_size):
-        padded = tokenizer.pad(
-            {"input_ids": [encoded[index][0] for index in batch]}, padding_side="right", return_tensors="pt"
-        ).to(model.device)
-        ids_BT = padded["input_ids"]
-        # Logits from the first answer's predictor on: those of the prompts would be gigabytes with a large vocabulary.
-        first = min(encoded[index][1] for index in batch) - 1
+    bar: Any = tqdm(total=len(encoded), desc=progress, disable=None if progress else True, unit="answer")
+    for batch in reading_batches(model, encoded, batch_size):
         with evaluating(model), torch.inference_mode():
-            logits = model(**padded, logits_to_keep=ids_BT.shape[1] - first, use_cache=False).logits[:, :-1]
+            inputs = inputs_of(model, tokenizer, encoded, batch)
+            ids_BT = inputs.own["input_ids"]
+            starts = [encoded[row][1] - away for row, away in zip(batch.rows, batch.skipped, strict=True)]
+            # Logits from the first answer's predictor on: those of the prompts would be gigabytes with a large
+            # vocabulary.
+            first = min(starts) - 1
+            logits = model(**inputs.own, **inputs.more, logits_to_keep=ids_BT.shape[1] - first).logits[:, :-1]
             said = ids_BT[:, first + 1 :, None]
             values = logits.gather(-1, said)[..., 0].float() - logits.float().logsumexp(-1)
-        for index, row in zip(batch, values.tolist(), strict=True):
-            ids, at = encoded[index]
-            found[index] = row[at - 1 - first : len(ids) - 1 - first]
+        for row, start, found_T in zip(batch.rows, starts, values.tolist(), strict=True):
+            said_before = start - 1 - first
+            found[row] = found_T[said_before : said_before + len(encoded[row][0]) - encoded[row][1]]
+        bar.update(len(batch.rows))
+    bar.close()
     return found

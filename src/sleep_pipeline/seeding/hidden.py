@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -26,6 +26,7 @@ def hidden_states(
     mask_BT: Tensor,
     needed: tuple[Tensor, Tensor] | None = None,
     last_block: nn.Module | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """Last hidden states `[B, T, d]`, as the head gets them.
 
@@ -38,6 +39,7 @@ def hidden_states(
         needed: rows and positions whose states are used, if not all; what stands elsewhere is undefined.
         last_block: see `last_block_of`, which then works for the needed positions alone: of a conversation, mostly the
             answer. Gradients do not tell the difference, unless its pass is run a second time (gradient checkpointing).
+        more: further arguments of the model, such as a cache of what was read before.
     """
     lm = causal_lm(model)
     caught: list[Any] = []
@@ -45,7 +47,7 @@ def hidden_states(
     sparing = nullcontext() if last_block is None or needed is None else _working_at(last_block, needed)
     try:
         with sparing:
-            model(input_ids=ids_BT, attention_mask=mask_BT, logits_to_keep=1, use_cache=False)
+            model(input_ids=ids_BT, attention_mask=mask_BT, logits_to_keep=1, **(more or {"use_cache": False}))
     finally:
         hook.remove()
     states: Tensor = caught[-1][0]

@@ -17,6 +17,7 @@ from rapidfuzz import fuzz, process
 
 from sleep_pipeline.generation.likelihood import encode_reply
 from sleep_pipeline.generation.modes import evaluating
+from sleep_pipeline.generation.reading import inputs_of, reading_batches
 from sleep_pipeline.generation.sampler import SamplingSettings, TransformersSampler
 from sleep_pipeline.seeding.divergences import CachedTeacher, cache_teacher
 from sleep_pipeline.seeding.hidden import answer_head, hidden_states
@@ -87,22 +88,18 @@ def read_beliefs(
                 f"the chat template writes the answer {sample.answer!r} differently after a system turn: teacher and "
                 "student would not speak of the same tokens; use a template that only appends"
             )
-    order = sorted(range(len(samples)), key=lambda index: len(taught[index][0]))
     lessons: dict[int, Lesson] = {}
     head = answer_head(model)
-    for begin in range(0, len(order), batch_size):
-        batch = order[begin : begin + batch_size]
-        padded = tokenizer.pad(
-            {"input_ids": [taught[index][0] for index in batch]}, padding_side="right", return_tensors="pt"
-        ).to(model.device)
+    for batch in reading_batches(model, taught, batch_size):
         with evaluating(model), torch.inference_mode():
-            states = hidden_states(model, padded["input_ids"], padded["attention_mask"])
-        for row, index in zip(states, batch, strict=True):
+            inputs = inputs_of(model, tokenizer, taught, batch)
+            states = hidden_states(model, inputs.own["input_ids"], inputs.own["attention_mask"], more=inputs.more)
+        for row, index, away in zip(states, batch.rows, batch.skipped, strict=True):
             ids, start = taught[index]
             without_ids, without_start = learned[index]
             # Logits of the answers alone: those of whole conversations would be gigabytes with a large vocabulary.
             with torch.inference_mode():
-                logits = head(row[start - 1 : len(ids) - 1])
+                logits = head(row[start - 1 - away : len(ids) - 1 - away])
             kept = cache_teacher(logits, min(top_k, logits.shape[-1]))
             teacher = CachedTeacher(kept.tokens_NK.cpu(), kept.log_probs_NK.cpu(), kept.tail_N.cpu())
             lessons[index] = Lesson(tuple(without_ids), without_start, teacher, tuple(ids[:start]), view)

@@ -1,7 +1,7 @@
 """Teacher sampling: what a model says about a context that it has before it, checked against itself, with its beliefs.
 
 The teacher writes questions with answers, rewrites, implications and continuations (paper.md section 3, the data set
-`D`). Every question is asked again in context; what the teacher does not answer twice the same way is not kept.
+`D`). Every question is put to it again in context; what it would not answer the same way is not kept.
 A model passes over some of what a text tells, so it also asks about a few sentences at a time. `lessons.py` reads the
 teacher's beliefs about what is kept.
 """
@@ -14,11 +14,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-from sleep_pipeline.generation.likelihood import says_as_written
+from sleep_pipeline.generation.likelihood import reply_log_probs, says_as_written
 from sleep_pipeline.generation.sampler import Reply, SamplingSettings, TransformersSampler
 from sleep_pipeline.memories.chunking import sentences
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 Message = dict[str, str]
 Match = Literal["exact", "contains"]
 """How answers are compared; see `same_answer`."""
+Check = Literal["probability", "replies"]
+"""How it is told whether the teacher agrees with itself; see `TeacherSettings`."""
 logger = logging.getLogger(__name__)
 _IN_A_SENTENCE = 32
 """Tokens around an answer that is said in a sentence."""
@@ -78,8 +80,10 @@ class TeacherSettings(_Settings):
         excerpt_replies: replies an excerpt.
         max_new_tokens: of one reply.
         temperature: 1 draws as the teacher believes.
-        reasked: how often a question is asked again, at temperature 1; 0 keeps everything.
-        agreement: least share of the answers that must be the same as the first.
+        check: `probability`: how likely the teacher is to give an answer again, letter for letter, which one pass
+            tells; `replies`: every question is asked again, which takes longer and knows an answer in other words.
+        reasked: how often, at temperature 1; 0 keeps everything.
+        agreement: least probability of the answer, or share of the replies that must be the same; 0 keeps everything.
         match: when answers are the same; see `same_answer`. Models that answer in sentences need `contains`.
         top_k: tokens whose log-probabilities are kept at every position.
         unknown: answers that say that nothing is known; such samples are dropped.
@@ -95,6 +99,7 @@ class TeacherSettings(_Settings):
     excerpt_replies: PositiveInt = 6
     max_new_tokens: PositiveInt = 160
     temperature: float = Field(1.0, ge=0)
+    check: Check = "probability"
     reasked: int = Field(3, ge=0)
     agreement: float = Field(0.6, ge=0, le=1)
     match: Match = "exact"
@@ -110,6 +115,14 @@ class TeacherSettings(_Settings):
             raise ValueError("excerpts of 1 sentence cannot overlap, and many say nothing alone; give 0 or 2 and more")
         return sentences
 
+    @model_validator(mode="after")
+    def _comparable(self) -> Self:
+        if self.check == "probability" and self.match != "exact":
+            raise ValueError(
+                f"match={self.match!r} compares replies, and check='probability' draws none; give check='replies'"
+            )
+        return self
+
 
 @dataclass(frozen=True)
 class TeacherSample:
@@ -120,7 +133,7 @@ class TeacherSample:
         kind: of the prompt that it came from.
         question: the user turn, for teacher and student alike.
         answer: the assistant turn.
-        agreement: share of the times that the teacher gave this answer when asked again; 1 for texts.
+        agreement: how likely the teacher is to give this answer again, or how often it did; 1 for texts.
         excerpt: the sentences of the context that the teacher had before it; empty for the whole.
     """
 
@@ -252,7 +265,7 @@ def sample_teacher(
     written, dropped = list(writer.written.values()), writer.dropped
     kept = _check(model, tokenizer, contexts, written, settings, seed, dropped, progress)
     learnable = {sample.context for sample in kept}
-    return TeacherData(kept, dropped, [index for index in range(len(contexts)) if index not in learnable])
+    return TeacherData(kept, +dropped, [index for index in range(len(contexts)) if index not in learnable])
 
 
 def excerpts(context: str, count: int, most: int) -> list[str]:
@@ -355,6 +368,10 @@ class _Writer:
         return True
 
 
+Claim = tuple[str, str, str]
+"""A text, a question about it, and an answer."""
+
+
 def _check(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -373,37 +390,83 @@ def _check(
     forms = {prompt.kind: prompt.form for prompt in settings.prompts}
     pairs = [sample for sample in written if forms[sample.kind] == "pairs"]
     kept = [sample for sample in written if forms[sample.kind] == "text"]
-    wholes = [(contexts[sample.context], sample.question) for sample in pairs]
-    seen = [(sample.excerpt or whole, question) for sample, (whole, question) in zip(pairs, wholes, strict=True)]
-    asked = list(dict.fromkeys([*seen, *wholes]))
-    answers: dict[tuple[str, str], list[str]] = {key: [] for key in asked}
-    if settings.reasked and asked:
-        longest = max(len(tokenizer(sample.answer)["input_ids"]) for sample in pairs)
-        room = 4 if settings.match == "exact" else _IN_A_SENTENCE
-        sampler = TransformersSampler(
-            model, tokenizer, SamplingSettings(longest + room, 1.0, batch_size=settings.batch_size)
-        )
-        prompts = [
-            [{"role": "system", "content": text}, {"role": "user", "content": question}] for text, question in asked
-        ]
-        title = "agreement" if progress else None
-        again = sampler.sample(prompts, settings.reasked, seed=1000 * seed + 999, progress=title)
-        for key, replies in zip(asked, again, strict=True):
-            answers[key] = [reply.text for reply in replies]
-
-    def share(found: list[str], wanted: Sequence[str]) -> float:
-        same = [any(same_answer(each, answer, settings.match) for each in wanted) for answer in found]
-        return sum(same) / len(same) if same else 1.0
-
     unknown = {_plain(answer) for answer in settings.unknown}
-    for sample, whole, own in zip(pairs, wholes, seen, strict=True):
-        agreement = share(answers[own], [sample.answer])
-        if _plain(sample.answer) in unknown:
-            dropped["says that it does not know"] += 1
-        elif agreement < settings.agreement:
-            dropped["disagrees with itself"] += 1
-        elif sample.excerpt and share(answers[whole], [sample.answer, *settings.unknown]) < settings.agreement:
-            dropped["an excerpt that the whole text contradicts"] += 1
-        else:
-            kept.append(replace(sample, agreement=agreement))
+
+    def agreements(claims: Sequence[Claim], seed: int, part: str) -> list[float]:
+        title = f"agreement{part}" if progress else None
+        if settings.check == "probability":
+            return _probabilities(model, tokenizer, claims, settings.batch_size, title)
+        return _shares(model, tokenizer, claims, settings, seed, title)
+
+    known = [sample for sample in pairs if _plain(sample.answer) not in unknown]
+    dropped["says that it does not know"] += len(pairs) - len(known)
+    shares = agreements(
+        [(sample.read(contexts) or "", sample.question, sample.answer) for sample in known], 1000 * seed + 999, ""
+    )
+    agreed = [
+        replace(sample, agreement=share)
+        for sample, share in zip(known, shares, strict=True)
+        if share >= settings.agreement
+    ]
+    dropped["disagrees with itself"] += len(known) - len(agreed)
+    parts = [sample for sample in agreed if sample.excerpt]
+    # Of a whole text: the answer, or one of those that say nothing.
+    allowed = [
+        (contexts[sample.context], sample.question, answer)
+        for sample in parts
+        for answer in (sample.answer, *settings.unknown)
+    ]
+    found = iter(agreements(allowed, 1000 * seed + 998, ", whole texts"))
+    denied = {
+        sample for sample in parts if sum(next(found) for _ in (sample.answer, *settings.unknown)) < settings.agreement
+    }
+    dropped["an excerpt that the whole text contradicts"] += len(denied)
+    kept += [sample for sample in agreed if sample not in denied]
     return sorted(kept, key=lambda sample: sample.context)
+
+
+def _probabilities(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    claims: Sequence[Claim],
+    batch_size: int,
+    title: str | None,
+) -> list[float]:
+    """How likely the model is to give each answer, letter for letter."""
+    own = list(dict.fromkeys(claims))
+    conversations = [
+        [
+            {"role": "system", "content": text},
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ]
+        for text, question, answer in own
+    ]
+    found = reply_log_probs(model, tokenizer, conversations, batch_size, title)
+    values = {claim: math.exp(sum(log_probs)) for claim, log_probs in zip(own, found, strict=True)}
+    return [values[claim] for claim in claims]
+
+
+def _shares(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    claims: Sequence[Claim],
+    settings: TeacherSettings,
+    seed: int,
+    title: str | None,
+) -> list[float]:
+    """How many of the model's replies to each question are the same as the answer."""
+    asked = list(dict.fromkeys((text, question) for text, question, _ in claims))
+    if not settings.reasked or not asked:
+        return [1.0] * len(claims)
+    longest = max(len(tokenizer(answer)["input_ids"]) for _, _, answer in claims)
+    room = 4 if settings.match == "exact" else _IN_A_SENTENCE
+    sampler = TransformersSampler(
+        model, tokenizer, SamplingSettings(longest + room, 1.0, batch_size=settings.batch_size)
+    )
+    prompts = [[{"role": "system", "content": text}, {"role": "user", "content": question}] for text, question in asked]
+    again = dict(zip(asked, sampler.sample(prompts, settings.reasked, seed=seed, progress=title), strict=True))
+    return [
+        sum(same_answer(reply.text, answer, settings.match) for reply in again[text, question]) / settings.reasked
+        for text, question, answer in claims
+    ]
