@@ -13,6 +13,8 @@ BIN := $(VENV)/bin
 # Written last: it exists only if the environment is complete, and is as old as its last change.
 STAMP := $(VENV)/setup.stamp
 CODE := src tests $(wildcard benchmarks)
+# Images of containers often forbid it, and then every process compiles thousands of files of its packages anew.
+export PYTHONDONTWRITEBYTECODE :=
 # A worker a core, at most four for memory's sake; a file's tests share what they are given and stay together.
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
 

@@ -25,7 +25,7 @@ from sleep_pipeline.seeding.replay import ReplayStore
 from sleep_pipeline.seeding.settings import SeedingSettings
 
 CONTEXTS = ["Mira lives in Osk.", "Osk has 12 inns."]
-ASK = {"prompts": [{"kind": "quiz", "ask": "Quiz"}], "replies": 2, "reasked": 2, "top_k": 6}
+ASK = {"prompts": [{"kind": "quiz", "ask": "Quiz"}], "replies": 2, "check": "replies", "reasked": 2, "top_k": 6}
 
 
 class Strict:

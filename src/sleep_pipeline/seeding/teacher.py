@@ -443,7 +443,7 @@ def _probabilities(
         for text, question, answer in own
     ]
     found = reply_log_probs(model, tokenizer, conversations, batch_size, title)
-    values = {claim: math.exp(sum(log_probs)) for claim, log_probs in zip(own, found, strict=True)}
+    values = {claim: math.exp(min(0.0, sum(log_probs))) for claim, log_probs in zip(own, found, strict=True)}
     return [values[claim] for claim in claims]
 
 
