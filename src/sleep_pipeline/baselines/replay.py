@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 
 def replay(
-    base: PreTrainedModel, answering: Answering, settings: SeedingSettings, rank: int | None = None, seed: int = 0
+    base: PreTrainedModel,
+    answering: Answering,
+    settings: SeedingSettings,
+    rank: int | None = None,
+    seed: int = 0,
+    passes: float | None = None,
 ) -> Tuning:
     """Fine-tuning with `settings.replay.stored_rows` earlier examples in every step; see `Tuning`."""
-    return Tuning(base, answering, settings, rank, replay=True, seed=seed)
+    return Tuning(base, answering, settings, rank, replay=True, seed=seed, passes=passes)

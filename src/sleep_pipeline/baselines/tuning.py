@@ -6,6 +6,7 @@ rows a step, so that methods of one settings train the same number of tokens.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,25 @@ def labelled_lesson(answering: Answering, example: Example) -> Lesson:
     return certain_lesson(tuple(ids), start)
 
 
+def passing(settings: SeedingSettings, passes: float | None, lessons: int) -> SeedingSettings:
+    """The settings with the steps of a night that goes so often over so many lessons, new ones and kept ones together.
+
+    The more there is to be told apart, the longer the night; but none has less than half of the settings' steps, or the
+    first classes would be learned too little.
+
+    Args:
+        settings: see `SeedingSettings`.
+        passes: None for as many steps every night.
+        lessons: all together.
+    """
+    if passes is None:
+        return settings
+    optimizer = settings.optimizer
+    rows = settings.rows + settings.replay.stored_rows
+    steps = max(math.ceil(optimizer.steps / 2), round(passes * lessons / rows))
+    return settings.model_copy(update={"optimizer": optimizer.model_copy(update={"steps": steps})})
+
+
 class Tuning:
     """Fine-tuning in sequence.
 
@@ -45,6 +65,7 @@ class Tuning:
         anchor: weight of elastic weight consolidation; 0 for none.
         seed: of everything that is drawn.
         decay: of the consolidation's importance from task to task; see `Anchor`.
+        passes: see `passing`.
     """
 
     incremental = True
@@ -59,6 +80,7 @@ class Tuning:
         anchor: float = 0.0,
         seed: int = 0,
         decay: float = 0.9,
+        passes: float | None = None,
     ) -> None:
         if rank is None:
             # As memories and adapters are: in half the precision, small steps would change nothing.
@@ -75,7 +97,7 @@ class Tuning:
         self._settings = settings.model_copy(update=changes)
         self._store = ReplayStore(kept.stored_capacity, kept.open_book_capacity)
         self._anchor = Anchor(self.model, anchor, decay=decay) if anchor else None
-        self._answering, self._replay, self._seed = answering, replay, seed
+        self._answering, self._replay, self._seed, self._passes = answering, replay, seed, passes
         self.labels, self.spent = list[str](), Spent()
 
     def observe(self, task: ClassTask) -> None:
@@ -95,11 +117,12 @@ class Tuning:
         return self._answering.ask(self.model, texts, self.labels, freely=freely)
 
     def _train(self, lessons: Sequence[Lesson], seed: int, times: int = 1) -> None:
-        rehearsing = bool(self._store.lessons("stored"))
-        optimizer = self._settings.optimizer
-        settings = self._settings.model_copy(
+        kept = len(self._store.lessons("stored"))
+        settings = passing(self._settings, self._passes, len(lessons) + kept)
+        optimizer = settings.optimizer
+        settings = settings.model_copy(
             update={
-                "rows": self._settings.rows if rehearsing else self._whole,
+                "rows": settings.rows if kept else self._whole,
                 "optimizer": optimizer.model_copy(update={"steps": times * optimizer.steps}),
             }
         )
