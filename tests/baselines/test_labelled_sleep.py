@@ -4,6 +4,7 @@ import pytest
 import torch
 from made_up_streams import WordEmbedder, stream
 
+from sleep_pipeline.baselines import labelled_sleep
 from sleep_pipeline.baselines.labelled_sleep import LabelledSleep, corrected
 from sleep_pipeline.baselines.running import run_stream
 from sleep_pipeline.memory import ContinuumMemoryConfig, LevelConfig, state_of
@@ -111,6 +112,16 @@ def test_what_is_stored_grows_by_an_expert_a_night(tiny_model: Any, answering: A
     method = sleeping(tiny_model, answering, "context")
     first, second = run_stream(method, stream()).stored
     assert second > first > 0
+
+
+def test_a_night_goes_over_all_that_is_kept(tiny_model: Any, answering: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight examples a task, six of them kept, twelve rows a step."""
+    taken: list[int] = []
+    monkeypatch.setattr(labelled_sleep, "learn", lambda *rest, **named: taken.append(rest[4].optimizer.steps))
+    method = sleeping(tiny_model, answering, "fast", passes=4.0)
+    for task in stream().tasks:
+        method.observe(task)
+    assert taken == [3, 5]
 
 
 def test_a_teacher_that_errs_is_put_right_where_it_errs_alone() -> None:

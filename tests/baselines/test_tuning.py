@@ -7,13 +7,14 @@ import pytest
 import torch
 from made_up_streams import stream
 
+from sleep_pipeline.baselines import tuning
 from sleep_pipeline.baselines.ewc import ewc
 from sleep_pipeline.baselines.finetuning import Anchor, certain_lesson
 from sleep_pipeline.baselines.joint import Joint
 from sleep_pipeline.baselines.replay import replay
 from sleep_pipeline.baselines.running import run_stream
 from sleep_pipeline.baselines.sft import sft
-from sleep_pipeline.baselines.tuning import labelled_lesson
+from sleep_pipeline.baselines.tuning import labelled_lesson, passing
 from sleep_pipeline.evaluation.tasks import Example
 from sleep_pipeline.seeding.settings import SeedingSettings
 
@@ -50,6 +51,27 @@ def test_replay_keeps_the_first_task_with_a_bounded_store(tiny_model: Any, answe
     parameters = sum(p.nbytes for p in tiny_model.parameters())
     assert result.stored[0] > parameters
     assert len(method._store.lessons("stored")) == 6
+
+
+def test_a_night_is_as_long_as_there_is_to_be_told_apart_but_half_of_the_steps_at_least() -> None:
+    settings = SETTINGS.model_copy(update={"rows": 8, "replay": SETTINGS.replay.model_copy(update={"stored_rows": 4})})
+    long = settings.model_copy(update={"optimizer": settings.optimizer.model_copy(update={"steps": 9})})
+    assert [passing(long, 2.5, lessons).optimizer.steps for lessons in (1, 24, 25, 240)] == [5, 5, 5, 50]
+    assert passing(long, None, 240) is long
+
+
+@pytest.mark.parametrize(("passes", "steps"), [(None, [3, 3]), (4.0, [2, 4])])
+def test_what_replays_goes_over_all_that_it_keeps(
+    tiny_model: Any, answering: Any, monkeypatch: pytest.MonkeyPatch, passes: float | None, steps: list[int]
+) -> None:
+    """Eight examples a task, six of them kept, sixteen rows a step."""
+    taken: list[int] = []
+    monkeypatch.setattr(tuning, "learn", lambda *rest, **named: taken.append(rest[4].optimizer.steps))
+    settings = SETTINGS.model_copy(update={"optimizer": SETTINGS.optimizer.model_copy(update={"steps": 3})})
+    method = replay(tiny_model, answering, settings, passes=passes)
+    for task in stream().tasks:
+        method.observe(task)
+    assert taken == steps
 
 
 @pytest.mark.slow
