@@ -307,7 +307,7 @@ def test_probabilities_are_those_of_the_replies_drawn(tiny_model: Any, tiny_toke
     ).sample([[{"role": "system", "content": CONTEXTS[0]}, {"role": "user", "content": "Where?"}]])[0]
     claims = [(CONTEXTS[0], "Where?", tiny_tokenizer.decode(reply.ids)), (CONTEXTS[1], "Where?", "Osk")]
     again = claims[::-1] + claims
-    found = teacher._probabilities(tiny_model, tiny_tokenizer, again, 8, None)
+    found = teacher.answer_probabilities(tiny_model, tiny_tokenizer, again, 8, None)
     assert found[:2] == found[:1:-1], "each claim is read once"
     for (text, question, answer), probability in zip(again, found, strict=True):
         before = tiny_tokenizer.apply_chat_template(

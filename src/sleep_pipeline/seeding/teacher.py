@@ -395,8 +395,8 @@ def _check(
     def agreements(claims: Sequence[Claim], seed: int, part: str) -> list[float]:
         title = f"agreement{part}" if progress else None
         if settings.check == "probability":
-            return _probabilities(model, tokenizer, claims, settings.batch_size, title)
-        return _shares(model, tokenizer, claims, settings, seed, title)
+            return answer_probabilities(model, tokenizer, claims, settings.batch_size, title)
+        return answer_shares(model, tokenizer, claims, settings, seed, title)
 
     known = [sample for sample in pairs if _plain(sample.answer) not in unknown]
     dropped["says that it does not know"] += len(pairs) - len(known)
@@ -425,14 +425,22 @@ def _check(
     return sorted(kept, key=lambda sample: sample.context)
 
 
-def _probabilities(
+def answer_probabilities(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     claims: Sequence[Claim],
     batch_size: int,
-    title: str | None,
+    title: str | None = None,
 ) -> list[float]:
-    """How likely the model is to give each answer, letter for letter."""
+    """How likely the model is to give each answer, letter for letter and no word more.
+
+    Args:
+        model: in the teacher's view.
+        tokenizer: with a chat template.
+        claims: see `Claim`.
+        batch_size: conversations at a time.
+        title: of a bar; None for none.
+    """
     own = list(dict.fromkeys(claims))
     conversations = [
         [
@@ -447,15 +455,24 @@ def _probabilities(
     return [values[claim] for claim in claims]
 
 
-def _shares(
+def answer_shares(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     claims: Sequence[Claim],
     settings: TeacherSettings,
-    seed: int,
-    title: str | None,
+    seed: int = 0,
+    title: str | None = None,
 ) -> list[float]:
-    """How many of the model's replies to each question are the same as the answer."""
+    """The share of `settings.reasked` replies to each question that are the same as the answer.
+
+    Args:
+        model: in the teacher's view.
+        tokenizer: with a chat template.
+        claims: see `Claim`; equal questions about equal texts get the same replies.
+        settings: see `TeacherSettings`.
+        seed: the same seed draws the same replies.
+        title: of a bar; None for none.
+    """
     asked = list(dict.fromkeys((text, question) for text, question, _ in claims))
     if not settings.reasked or not asked:
         return [1.0] * len(claims)
