@@ -9,9 +9,8 @@
 After every task all classes seen so far are asked about and told apart, by the likelihood of their labels; after the
 last one also by free generation, and out-of-scope texts by how likely their answers are. With equal settings, methods
 that train take the same steps of the same number of examples, joint training as many as all tasks together, and sleep's
-fast memory its `day_steps` besides; `icl` and `inca` train nothing. By their `passes`, sleep and `replay` take fewer
-steps in the first tasks and more in the last ones (of CLINC150 by default 1,940 in all, where the others take 2,000).
-Seconds are those of the machine as it was.
+fast memory its `day_steps` besides; `icl` and `inca` train nothing. Sleep and `replay` take fewer of these steps in the
+first tasks and more in the last ones (`growth`). Seconds are those of the machine as it was.
 
 The JSON is written after every run, and runs that stand in it with equal settings, data and weights are not done again.
 A method's figures speak of its latest settings; runs with earlier ones stay in `runs`. Give variants of one method
@@ -105,7 +104,7 @@ def as_they_were(settings: Mapping[str, Any]) -> BenchmarkSettings:
 
     Every task had as many steps as the others.
     """
-    own = {"passes": None, **settings.get("settings", {})}
+    own = {"growth": 0.0, **settings.get("settings", {})}
     seeding = as_it_was(own.get("seeding", {}), sampled=False)
     return BenchmarkSettings.model_validate({**settings, "settings": {**own, "seeding": seeding}})
 

@@ -114,14 +114,13 @@ def test_what_is_stored_grows_by_an_expert_a_night(tiny_model: Any, answering: A
     assert second > first > 0
 
 
-def test_a_night_goes_over_all_that_is_kept(tiny_model: Any, answering: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight examples a task, six of them kept, twelve rows a step."""
+def test_a_later_night_takes_more_steps(tiny_model: Any, answering: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
     monkeypatch.setattr(labelled_sleep, "learn", lambda *rest, **named: taken.append(rest[4].optimizer.steps))
-    method = sleeping(tiny_model, answering, "fast", passes=4.0)
+    method = sleeping(tiny_model, answering, "fast", growth=1.0)
     for task in stream().tasks:
         method.observe(task)
-    assert taken == [3, 5]
+    assert taken == [2, 4]
 
 
 def test_a_teacher_that_errs_is_put_right_where_it_errs_alone() -> None:

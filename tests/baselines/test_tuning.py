@@ -1,6 +1,7 @@
 """Fine-tuning on labelled tasks; a tiny model learns four words in a few steps."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from sleep_pipeline.baselines.joint import Joint
 from sleep_pipeline.baselines.replay import replay
 from sleep_pipeline.baselines.running import run_stream
 from sleep_pipeline.baselines.sft import sft
-from sleep_pipeline.baselines.tuning import labelled_lesson, passing
+from sleep_pipeline.baselines.tuning import labelled_lesson, steps_of
 from sleep_pipeline.evaluation.tasks import Example
 from sleep_pipeline.seeding.settings import SeedingSettings
 
@@ -53,25 +54,24 @@ def test_replay_keeps_the_first_task_with_a_bounded_store(tiny_model: Any, answe
     assert len(method._store.lessons("stored")) == 6
 
 
-def test_a_night_is_as_long_as_there_is_to_be_told_apart_but_half_of_the_steps_at_least() -> None:
-    settings = SETTINGS.model_copy(update={"rows": 8, "replay": SETTINGS.replay.model_copy(update={"stored_rows": 4})})
-    long = settings.model_copy(update={"optimizer": settings.optimizer.model_copy(update={"steps": 9})})
-    assert [passing(long, 2.5, lessons).optimizer.steps for lessons in (1, 24, 25, 240)] == [5, 5, 5, 50]
-    assert passing(long, None, 240) is long
+def test_later_tasks_take_more_steps_and_all_together_as_many() -> None:
+    tasks = stream(tasks=4).tasks
+    for growth, steps in ((0.0, [60] * 4), (0.5, [42, 54, 66, 78]), (1.0, [24, 48, 72, 96])):
+        assert [steps_of(SETTINGS, growth, task).optimizer.steps for task in tasks] == steps
+        assert sum(steps) == 4 * 60
+    # How many tasks will come is not known.
+    assert steps_of(SETTINGS, 1.0, replace(tasks[0], of=0)) is SETTINGS
 
 
-@pytest.mark.parametrize(("passes", "steps"), [(None, [3, 3]), (4.0, [2, 4])])
-def test_what_replays_goes_over_all_that_it_keeps(
-    tiny_model: Any, answering: Any, monkeypatch: pytest.MonkeyPatch, passes: float | None, steps: list[int]
+def test_what_replays_takes_the_steps_of_each_task(
+    tiny_model: Any, answering: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Eight examples a task, six of them kept, sixteen rows a step."""
     taken: list[int] = []
     monkeypatch.setattr(tuning, "learn", lambda *rest, **named: taken.append(rest[4].optimizer.steps))
-    settings = SETTINGS.model_copy(update={"optimizer": SETTINGS.optimizer.model_copy(update={"steps": 3})})
-    method = replay(tiny_model, answering, settings, passes=passes)
-    for task in stream().tasks:
-        method.observe(task)
-    assert taken == steps
+    for method in (replay(tiny_model, answering, SETTINGS, growth=0.6), replay(tiny_model, answering, SETTINGS)):
+        for task in stream().tasks:
+            method.observe(task)
+    assert taken == [48, 72, 60, 60]
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ class Joint(Tuning):
         if not self._trained and self._examples:
             with self.spent.metering(self.model):
                 lessons = [labelled_lesson(self._answering, example) for example in self._examples]
-                self._train(lessons, 7919 * self._seed, times=self._tasks)
+                self._train(self._settings, lessons, 7919 * self._seed, times=self._tasks)
             self._trained = True
         return super().predict(texts, freely)
 

@@ -18,7 +18,7 @@ from sleep_pipeline.baselines.embedding import BackboneEmbedder, Embedder, neare
 from sleep_pipeline.baselines.finetuning import IMPOSSIBLE
 from sleep_pipeline.baselines.hope import Awake
 from sleep_pipeline.baselines.labelled import Answering, Spent
-from sleep_pipeline.baselines.tuning import labelled_lesson, passing
+from sleep_pipeline.baselines.tuning import labelled_lesson, steps_of
 from sleep_pipeline.memory import CONTEXT, ContinuumMemoryConfig, consolidation, state_of, teacher_view
 from sleep_pipeline.memory.levels import PROSPECTIVE, WORKSPACE
 from sleep_pipeline.memory.operations import level_tensors
@@ -72,7 +72,7 @@ class LabelledSleep:
         shots: examples in the teacher's prompt at most, the example itself not among them.
         day_steps: of the fast memory, each of `settings.rows` examples.
         day_rate: its learning rate.
-        passes: see `passing`.
+        growth: see `steps_of`.
         seed: of everything that is drawn.
 
     Raises:
@@ -92,7 +92,7 @@ class LabelledSleep:
         shots: int = 8,
         day_steps: int = 200,
         day_rate: float = 3e-3,
-        passes: float | None = None,
+        growth: float = 0.0,
         seed: int = 0,
     ) -> None:
         wanted = 1 if sender == "context" else 2
@@ -110,7 +110,7 @@ class LabelledSleep:
         self.awake = None if sender == "context" else Awake(self.model, tokenizer.pad_token_id, day_rate)
         self._embedder = embedder or BackboneEmbedder(self.model, tokenizer)
         self._answering, self._sender, self._shots = answering, sender, shots
-        self._day_steps, self._receiver, self._seed, self._passes = day_steps, wanted, seed, passes
+        self._day_steps, self._receiver, self._seed, self._growth = day_steps, wanted, seed, growth
 
     def observe(self, task: ClassTask) -> None:
         """See `LabelledLearner`."""
@@ -140,7 +140,7 @@ class LabelledSleep:
         """Teach the task, and return the lessons of it."""
         with teacher_view(self.model):
             lessons = self._lessons(task.train)
-        settings = passing(self._settings, self._passes, len(lessons) + len(self._store.lessons("stored")))
+        settings = steps_of(self._settings, self._growth, task)
         if not self._store.nights("stored"):
             # Nothing can be replayed yet: as the rivals do, the first task takes those rows itself.
             settings = settings.model_copy(update={"rows": settings.rows + settings.replay.stored_rows})

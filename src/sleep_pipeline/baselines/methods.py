@@ -51,8 +51,8 @@ class MethodSettings(BaseModel):
         fast_period: steps between two of their updates, at least 2.
         fast_rate: their learning rate.
         day_steps: in which sleep's fast memory learns a task before the night; `hope` takes the steps of `seeding`.
-        passes: over a task's examples and those that are kept of earlier ones, by sleep and `replay`, in place of as
-            many steps for the first task as for the last; see `tuning.passing`. None takes the steps of `seeding`.
+        growth: share of the steps of sleep and `replay` that the first tasks leave to the last ones; see
+            `tuning.steps_of`.
         expert_rank: of a night's expert, at most the model's hidden size.
         slots: of experts.
         dreaming: of `sleep_dreaming`; see `ClassDreamSettings`.
@@ -76,7 +76,7 @@ class MethodSettings(BaseModel):
     fast_period: int = Field(2, ge=2)
     fast_rate: PositiveFloat = 3e-3
     day_steps: PositiveInt = 50
-    passes: PositiveFloat | None = 2.5
+    growth: float = Field(0.75, ge=0, le=1)
     expert_rank: PositiveInt = 128
     slots: int = Field(16, ge=2)
     dreaming: ClassDreamSettings = Field(default_factory=ClassDreamSettings)
@@ -142,7 +142,7 @@ def _ewc(base: PreTrainedModel, answering: Answering, settings: MethodSettings, 
 def _replay(base: PreTrainedModel, answering: Answering, settings: MethodSettings, seed: int) -> LabelledLearner:
     from sleep_pipeline.baselines.replay import replay
 
-    return replay(base, answering, settings.tuning, settings.lora_rank, seed, settings.passes)
+    return replay(base, answering, settings.tuning, settings.lora_rank, seed, settings.growth)
 
 
 def _joint(base: PreTrainedModel, answering: Answering, settings: MethodSettings, seed: int) -> LabelledLearner:
@@ -179,7 +179,7 @@ def _sleep(sender: Sender, dreams: bool = False) -> Maker:
             shots=settings.shots,
             day_steps=settings.day_steps,
             day_rate=settings.fast_rate,
-            passes=settings.passes,
+            growth=settings.growth,
             seed=seed,
         )
 

@@ -19,7 +19,7 @@ def replay(
     settings: SeedingSettings,
     rank: int | None = None,
     seed: int = 0,
-    passes: float | None = None,
+    growth: float = 0.0,
 ) -> Tuning:
     """Fine-tuning with `settings.replay.stored_rows` earlier examples in every step; see `Tuning`."""
-    return Tuning(base, answering, settings, rank, replay=True, seed=seed, passes=passes)
+    return Tuning(base, answering, settings, rank, replay=True, seed=seed, growth=growth)

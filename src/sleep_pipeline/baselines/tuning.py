@@ -6,7 +6,6 @@ rows a step, so that methods of one settings train the same number of tokens.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -33,22 +32,22 @@ def labelled_lesson(answering: Answering, example: Example) -> Lesson:
     return certain_lesson(tuple(ids), start)
 
 
-def passing(settings: SeedingSettings, passes: float | None, lessons: int) -> SeedingSettings:
-    """The settings with the steps of a night that goes so often over so many lessons, new ones and kept ones together.
+def steps_of(settings: SeedingSettings, growth: float, task: ClassTask) -> SeedingSettings:
+    """The settings with the steps of a task: fewer for the first ones and more for the last ones.
 
-    The more there is to be told apart, the longer the night; but none has less than half of the settings' steps, or the
-    first classes would be learned too little.
+    The later a task, the more classes there are to be told from its own. All tasks together take as many steps as they
+    would with equal ones.
 
     Args:
         settings: see `SeedingSettings`.
-        passes: None for as many steps every night.
-        lessons: all together.
+        growth: share of the steps that grow evenly from task to task, 0 to 1; the first of ten tasks has 1 - 0.8 of it.
+        task: of a stream whose length is known; otherwise the steps are those of the settings.
     """
-    if passes is None:
+    if not task.of:
         return settings
+    times = 1 - growth + 2 * growth * task.number / (task.of + 1)
     optimizer = settings.optimizer
-    rows = settings.rows + settings.replay.stored_rows
-    steps = max(math.ceil(optimizer.steps / 2), round(passes * lessons / rows))
+    steps = max(1, round(times * optimizer.steps))
     return settings.model_copy(update={"optimizer": optimizer.model_copy(update={"steps": steps})})
 
 
@@ -65,7 +64,7 @@ class Tuning:
         anchor: weight of elastic weight consolidation; 0 for none.
         seed: of everything that is drawn.
         decay: of the consolidation's importance from task to task; see `Anchor`.
-        passes: see `passing`.
+        growth: see `steps_of`.
     """
 
     incremental = True
@@ -80,7 +79,7 @@ class Tuning:
         anchor: float = 0.0,
         seed: int = 0,
         decay: float = 0.9,
-        passes: float | None = None,
+        growth: float = 0.0,
     ) -> None:
         if rank is None:
             # As memories and adapters are: in half the precision, small steps would change nothing.
@@ -97,7 +96,7 @@ class Tuning:
         self._settings = settings.model_copy(update=changes)
         self._store = ReplayStore(kept.stored_capacity, kept.open_book_capacity)
         self._anchor = Anchor(self.model, anchor, decay=decay) if anchor else None
-        self._answering, self._replay, self._seed, self._passes = answering, replay, seed, passes
+        self._answering, self._replay, self._seed, self._growth = answering, replay, seed, growth
         self.labels, self.spent = list[str](), Spent()
 
     def observe(self, task: ClassTask) -> None:
@@ -106,7 +105,7 @@ class Tuning:
         own = 7919 * self._seed + task.number
         with self.spent.metering(self.model):
             lessons = [labelled_lesson(self._answering, example) for example in task.train]
-            self._train(lessons, own)
+            self._train(steps_of(self._settings, self._growth, task), lessons, own)
             if self._replay:
                 self._store.add("stored", lessons, task.number, self._seed)
             if self._anchor is not None:
@@ -116,13 +115,12 @@ class Tuning:
         """See `LabelledLearner`."""
         return self._answering.ask(self.model, texts, self.labels, freely=freely)
 
-    def _train(self, lessons: Sequence[Lesson], seed: int, times: int = 1) -> None:
-        kept = len(self._store.lessons("stored"))
-        settings = passing(self._settings, self._passes, len(lessons) + kept)
+    def _train(self, settings: SeedingSettings, lessons: Sequence[Lesson], seed: int, times: int = 1) -> None:
+        rehearsing = bool(self._store.lessons("stored"))
         optimizer = settings.optimizer
         settings = settings.model_copy(
             update={
-                "rows": settings.rows if kept else self._whole,
+                "rows": settings.rows if rehearsing else self._whole,
                 "optimizer": optimizer.model_copy(update={"steps": times * optimizer.steps}),
             }
         )

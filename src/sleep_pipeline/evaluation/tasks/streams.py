@@ -20,6 +20,7 @@ class ClassTask:
         train: to be learned, shuffled.
         validation: to choose settings by.
         test: to be asked.
+        of: tasks of the stream; 0 where nobody knows how many will come.
     """
 
     number: int
@@ -27,6 +28,7 @@ class ClassTask:
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
     test: tuple[Example, ...]
+    of: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,14 +81,16 @@ def class_stream(data: LabelledData, seed: int, tasks: int | None = None, classe
     for number in range(tasks):
         labels = tuple(order[number * classes : (number + 1) * classes])
         mine = set(labels)
-        parts = [[one for one in part if one.label in mine] for part in (data.train, data.validation, data.test)]
-        if untested := sorted(mine - {one.label for one in parts[2]}):
+        train, validation, test = (
+            [one for one in part if one.label in mine] for part in (data.train, data.validation, data.test)
+        )
+        if untested := sorted(mine - {one.label for one in test}):
             raise TaskError(
                 f"{declaration.name}: the class {untested[0]!r} has no test row, so nobody could say whether it was "
                 f"learned; get {declaration.obtain}"
             )
-        random.Random(f"{declaration.name}/examples/{seed}/{number}").shuffle(parts[0])
-        dealt.append(ClassTask(number + 1, labels, *(tuple(part) for part in parts)))
+        random.Random(f"{declaration.name}/examples/{seed}/{number}").shuffle(train)
+        dealt.append(ClassTask(number + 1, labels, tuple(train), tuple(validation), tuple(test), tasks))
     return ClassStream(declaration.name, declaration.version, seed, tuple(dealt), data.out_of_scope)
 
 
