@@ -99,6 +99,8 @@ def test_a_night_that_was_killed_or_found_its_disk_full_goes_on_and_ends_as_if_n
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
 
     assert samples.stat().st_mtime_ns == before, "what was done is not done again"
+    excerpts = pd.read_parquet(samples)["excerpt"]
+    assert "" in set(excerpts) and excerpts.astype(bool).any(), "what the teacher had before it is recorded"
     assert weights(broken, 1) == weights(whole, 1)
     reports = data / "08_reporting/smoke/night_001"
     assert json.loads((reports / "decision.json").read_text())["checks"]

@@ -63,7 +63,9 @@ def test_the_seed_alone_decides_the_order() -> None:
 
 def test_fewer_tasks_take_the_first_of_the_same_order() -> None:
     data = made_up()
-    assert class_stream(data, 1, tasks=2, classes=2).tasks == class_stream(data, 1).tasks[:2]
+    whole, first = class_stream(data, 1).tasks, class_stream(data, 1, tasks=2, classes=2).tasks
+    assert first == tuple(replace(task, of=2) for task in whole[:2])
+    assert {task.of for task in whole} == {len(whole)}
 
 
 def test_data_that_lacks_classes_is_refused() -> None:

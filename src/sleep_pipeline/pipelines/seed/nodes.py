@@ -24,7 +24,7 @@ Lessons = Any  # dict[str, list[Lesson]]
 TO_LEARN, TO_ASK, FOR_DREAMS = "learn", "ask", "dreams"
 """What a teacher's sample is used for: learned, asked after the night, or asked of the copies that try dreams."""
 
-_SAMPLE_COLUMNS = ("context", "kind", "question", "answer", "agreement")
+_SAMPLE_COLUMNS = ("context", "kind", "question", "answer", "agreement", "excerpt")
 
 
 def own_seed(random_seed: int, night: int) -> int:
@@ -145,7 +145,7 @@ def sample_lessons(
     if nothing:
         logger.warning(
             "nothing could be learned of %d of %d texts (%s%s): what the teacher wrote about them was cut off, not in "
-            "the form asked for, or not what it says when asked again",
+            "the form asked for, or not what it would say again",
             len(nothing),
             len(read),
             ", ".join(nothing[:3]),
