@@ -91,6 +91,13 @@ def test_every_text_is_in_one_batch(tiny_model: Any, conversations: list[Any]) -
         assert all(all(batch.skipped) or not any(batch.skipped) for batch in batches)
 
 
+def test_batches_are_small_only_where_their_logits_are_large(monkeypatch: pytest.MonkeyPatch, tiny_model: Any) -> None:
+    texts = [about(ONE, n, 2, 3) for n in range(40)]
+    monkeypatch.setattr(reading, "LOGITS", 1)
+    assert [len(batch.rows) for batch in reading_batches(tiny_model, texts, 30)] == [1] * 40
+    assert [len(batch.rows) for batch in reading_batches(tiny_model, texts, 30, logits=False)] == [30, 10]
+
+
 def test_a_model_that_sees_padding_reads_everything_whole(tiny_model: Any) -> None:
     from transformers import FalconH1Config, Gemma3TextConfig
 

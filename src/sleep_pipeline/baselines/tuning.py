@@ -40,7 +40,8 @@ def steps_of(settings: SeedingSettings, growth: float, task: ClassTask) -> Seedi
 
     Args:
         settings: see `SeedingSettings`.
-        growth: share of the steps that grow evenly from task to task, 0 to 1; the first of ten tasks has 1 - 0.8 of it.
+        growth: share of the steps that grow evenly from task to task, 0 to 1; with 0.75 the first of ten tasks takes
+            0.39 times the settings' steps, and the last one 1.61 times.
         task: of a stream whose length is known; otherwise the steps are those of the settings.
     """
     if not task.of:

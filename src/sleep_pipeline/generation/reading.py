@@ -121,15 +121,18 @@ def alike_at_first(one: Sequence[int], other: Sequence[int]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
-def reading_batches(model: PreTrainedModel, texts: Sequence[Encoded], rows: int) -> Iterator[Batch]:
+def reading_batches(
+    model: PreTrainedModel, texts: Sequence[Encoded], rows: int, logits: bool = True
+) -> Iterator[Batch]:
     """Batches of at most so many rows in which what texts share at their beginning is skipped, if the model allows it.
 
     Args:
         model: a causal LM.
         texts: see `Encoded`.
-        rows: of a batch at most; also bounded by `LOGITS`.
+        rows: of a batch at most.
+        logits: whether those of all rows exist at a time, which are then at most `LOGITS`.
     """
-    vocabulary = model.config.get_text_config().vocab_size
+    vocabulary = model.config.get_text_config().vocab_size if logits else 0
     skipped = shared_beginnings(texts)
     # The first of each group is read all the same.
     saved = sum(skipped) - sum(

@@ -90,7 +90,7 @@ def read_beliefs(
             )
     lessons: dict[int, Lesson] = {}
     head = answer_head(model)
-    for batch in reading_batches(model, taught, batch_size):
+    for batch in reading_batches(model, taught, batch_size, logits=False):
         with evaluating(model), torch.inference_mode():
             inputs = inputs_of(model, tokenizer, taught, batch)
             states = hidden_states(model, inputs.own["input_ids"], inputs.own["attention_mask"], more=inputs.more)
