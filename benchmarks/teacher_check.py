@@ -61,7 +61,7 @@ def main() -> None:
     texts = [world.document().text for _ in range(documents)]
     settings = TeacherSettings()
     written = sample_teacher(model, tokenizer, texts, settings.model_copy(update={"agreement": 0.0})).samples
-    claims = [(sample.read(texts) or "", sample.question, sample.answer) for sample in written]
+    claims = [(sample.read(texts) or "", sample.question, (sample.answer,)) for sample in written]
     rounds = list[list[float]]()
 
     def whole() -> list[float]:

@@ -300,16 +300,31 @@ def test_an_answer_is_kept_that_the_teacher_would_probably_give_again(
     assert sorted(asked) == sorted(probable)
 
 
+def test_a_reply_that_is_two_of_the_answers_counts_once(monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any) -> None:
+    monkeypatch.setattr(teacher, "TransformersSampler", Script)
+    Script.replies = {"Whole|Old?": ["I do not know, perhaps it is old", "No"]}
+    claims = [
+        ("Whole", "Old?", ("old", "I do not know")),
+        ("Whole", "Old?", ("No", "old")),
+        ("Whole", "Old?", ("Yes",)),
+    ]
+    settings = TeacherSettings(reasked=2, match="contains", check="replies")
+    assert teacher.answer_shares(None, tiny_tokenizer, claims, settings) == [0.5, 1.0, 0.0]  # type: ignore[arg-type]
+
+
 def test_probabilities_are_those_of_the_replies_drawn(tiny_model: Any, tiny_tokenizer: Any) -> None:
     """The two checks speak of the same thing: how often an answer comes again."""
     (reply,) = sampling.TransformersSampler(
         tiny_model, tiny_tokenizer, sampling.SamplingSettings(max_new_tokens=1, temperature=0.0)
     ).sample([[{"role": "system", "content": CONTEXTS[0]}, {"role": "user", "content": "Where?"}]])[0]
-    claims = [(CONTEXTS[0], "Where?", tiny_tokenizer.decode(reply.ids)), (CONTEXTS[1], "Where?", "Osk")]
+    claims = [(CONTEXTS[0], "Where?", (tiny_tokenizer.decode(reply.ids),)), (CONTEXTS[1], "Where?", ("Osk",))]
     again = claims[::-1] + claims
     found = teacher.answer_probabilities(tiny_model, tiny_tokenizer, again, 8, None)
     assert found[:2] == found[:1:-1], "each claim is read once"
-    for (text, question, answer), probability in zip(again, found, strict=True):
+    either = [(CONTEXTS[1], "Where?", ("Osk", "Geska", "Osk")), (CONTEXTS[1], "Where?", ("Geska",))]
+    both, other = teacher.answer_probabilities(tiny_model, tiny_tokenizer, either, 8, None)
+    assert both == pytest.approx(found[0] + other, rel=1e-4), "of two answers either may come, and each counts once"
+    for (text, question, (answer,)), probability in zip(again, found, strict=True):
         before = tiny_tokenizer.apply_chat_template(
             [{"role": "system", "content": text}, {"role": "user", "content": question}],
             add_generation_prompt=True,

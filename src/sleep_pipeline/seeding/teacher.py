@@ -368,8 +368,8 @@ class _Writer:
         return True
 
 
-Claim = tuple[str, str, str]
-"""A text, a question about it, and an answer."""
+Claim = tuple[str, str, tuple[str, ...]]
+"""A text, a question about it, and answers to it, of which any will do."""
 
 
 def _check(
@@ -400,26 +400,23 @@ def _check(
 
     known = [sample for sample in pairs if _plain(sample.answer) not in unknown]
     dropped["says that it does not know"] += len(pairs) - len(known)
-    shares = agreements(
-        [(sample.read(contexts) or "", sample.question, sample.answer) for sample in known], 1000 * seed + 999, ""
+    said = agreements(
+        [(sample.read(contexts) or "", sample.question, (sample.answer,)) for sample in known], 1000 * seed + 999, ""
     )
     agreed = [
         replace(sample, agreement=share)
-        for sample, share in zip(known, shares, strict=True)
+        for sample, share in zip(known, said, strict=True)
         if share >= settings.agreement
     ]
     dropped["disagrees with itself"] += len(known) - len(agreed)
     parts = [sample for sample in agreed if sample.excerpt]
     # Of a whole text: the answer, or one of those that say nothing.
-    allowed = [
-        (contexts[sample.context], sample.question, answer)
-        for sample in parts
-        for answer in (sample.answer, *settings.unknown)
-    ]
-    found = iter(agreements(allowed, 1000 * seed + 998, ", whole texts"))
-    denied = {
-        sample for sample in parts if sum(next(found) for _ in (sample.answer, *settings.unknown)) < settings.agreement
-    }
+    allowed = agreements(
+        [(contexts[sample.context], sample.question, (sample.answer, *settings.unknown)) for sample in parts],
+        1000 * seed + 998,
+        ", whole texts",
+    )
+    denied = {sample for sample, share in zip(parts, allowed, strict=True) if share < settings.agreement}
     dropped["an excerpt that the whole text contradicts"] += len(denied)
     kept += [sample for sample in agreed if sample not in denied]
     return sorted(kept, key=lambda sample: sample.context)
@@ -432,7 +429,7 @@ def answer_probabilities(
     batch_size: int,
     title: str | None = None,
 ) -> list[float]:
-    """How likely the model is to give each answer, letter for letter and no word more.
+    """How likely the model is to give one of each claim's answers, letter for letter and no word more.
 
     Args:
         model: in the teacher's view.
@@ -441,7 +438,7 @@ def answer_probabilities(
         batch_size: conversations at a time.
         title: of a bar; None for none.
     """
-    own = list(dict.fromkeys(claims))
+    own = list(dict.fromkeys((text, question, answer) for text, question, answers in claims for answer in answers))
     conversations = [
         [
             {"role": "system", "content": text},
@@ -451,8 +448,10 @@ def answer_probabilities(
         for text, question, answer in own
     ]
     found = reply_log_probs(model, tokenizer, conversations, batch_size, title)
-    values = {claim: math.exp(min(0.0, sum(log_probs))) for claim, log_probs in zip(own, found, strict=True)}
-    return [values[claim] for claim in claims]
+    values = {single: math.exp(min(0.0, sum(log_probs))) for single, log_probs in zip(own, found, strict=True)}
+    return [
+        sum(values[text, question, answer] for answer in dict.fromkeys(answers)) for text, question, answers in claims
+    ]
 
 
 def answer_shares(
@@ -463,7 +462,7 @@ def answer_shares(
     seed: int = 0,
     title: str | None = None,
 ) -> list[float]:
-    """The share of `settings.reasked` replies to each question that are the same as the answer.
+    """The share of `settings.reasked` replies to each question that are the same as one of the claim's answers.
 
     Args:
         model: in the teacher's view.
@@ -476,7 +475,7 @@ def answer_shares(
     asked = list(dict.fromkeys((text, question) for text, question, _ in claims))
     if not settings.reasked or not asked:
         return [1.0] * len(claims)
-    longest = max(len(tokenizer(answer)["input_ids"]) for _, _, answer in claims)
+    longest = max(len(tokenizer(answer)["input_ids"]) for _, _, answers in claims for answer in answers)
     room = 4 if settings.match == "exact" else _IN_A_SENTENCE
     sampler = TransformersSampler(
         model, tokenizer, SamplingSettings(longest + room, 1.0, batch_size=settings.batch_size)
@@ -484,6 +483,10 @@ def answer_shares(
     prompts = [[{"role": "system", "content": text}, {"role": "user", "content": question}] for text, question in asked]
     again = dict(zip(asked, sampler.sample(prompts, settings.reasked, seed=seed, progress=title), strict=True))
     return [
-        sum(same_answer(reply.text, answer, settings.match) for reply in again[text, question]) / settings.reasked
-        for text, question, answer in claims
+        sum(
+            any(same_answer(reply.text, answer, settings.match) for answer in answers)
+            for reply in again[text, question]
+        )
+        / settings.reasked
+        for text, question, answers in claims
     ]
