@@ -21,14 +21,14 @@ def locked(path: Path) -> Iterator[None]:
 def as_it_was(seeding: dict[str, Any], sampled: bool = True) -> dict[str, Any]:
     """A run's settings of seeding, with what was so before there was a setting for it.
 
-    Earlier experts stood still, AdamW trained all, and the teacher was asked about whole texts only, and its questions
-    again.
+    Earlier experts stood still, AdamW trained all, every night took the same steps, and the teacher was asked about
+    whole texts only, and its questions again.
 
     Args:
         seeding: the settings as they were kept.
         sampled: whether a teacher's samples had any part in the run.
     """
-    before = {"earlier_rate": 0.0, "muon_rate": None}
+    before = {"earlier_rate": 0.0, "muon_rate": None, "passes": 0.0}
     found = {**seeding, "optimizer": {**before, **seeding.get("optimizer", {})}}
     teacher = {"excerpt_sentences": 0, "check": "replies", **seeding.get("teacher", {})}
     return {**found, "teacher": teacher} if sampled else found

@@ -141,7 +141,8 @@ class Night:
             outcomes[name] = self._outcome(seconds, details)
             say(f"    {name}: {statistics.mean(outcomes[name].answers):.3f} in {seconds:.0f} s {details or ''}")
 
-        seconds = sampling + self._learn(data.lessons, data, self.seeding)
+        whole = self.seeding.for_night(len(data.lessons))
+        seconds = sampling + self._learn(data.lessons, data, whole)
         done("seeding", seconds)
         training = seconds - sampling
         self._put(fresh)
@@ -149,7 +150,7 @@ class Night:
         rest = [lesson for lesson, sample in pairs if not self._judges(sample.question)]
         judging = {(s.context, s.question): s.answer for _, s in pairs if self._judges(s.question)}
         probes = [Probe(context, question, answer) for (context, question), answer in judging.items()]
-        before = sampling + self._learn(rest, data, self.seeding)
+        before = sampling + self._learn(rest, data, self.seeding.for_night(len(rest)))
         seeded = self._experts()
         for name in arms:
             self._put(seeded)
@@ -170,9 +171,9 @@ class Night:
             )
         if "dreaming" in outcomes:
             self._put(fresh)
-            steps = round(self.seeding.optimizer.steps * (outcomes["dreaming"].seconds - sampling) / training)
-            optimizer = self.seeding.optimizer.model_copy(update={"steps": steps})
-            longer = self.seeding.model_copy(update={"optimizer": optimizer})
+            steps = round(whole.optimizer.steps * (outcomes["dreaming"].seconds - sampling) / training)
+            optimizer = whole.optimizer.model_copy(update={"steps": steps})
+            longer = whole.model_copy(update={"optimizer": optimizer})
             done("seeding_longer", sampling + self._learn(data.lessons, data, longer), steps=steps)
         return outcomes
 

@@ -22,6 +22,8 @@ consolidation. With `--equal steps` they take as many steps a night as sleep, wi
 `--equal seconds` as many as are trained in the same time, by a short life of both, night by night in turn, beforehand
 (sampling is not counted, nor is what `_ewc` reads again to find out which weights matter).
 `joint_*` learn all documents at once, in as many steps of as many rows as all nights together, and are the bound.
+Every night takes the same steps, however many lessons it brings (`passes` is 0); with more documents give it more
+(`--set '{"optimizer": {"steps": ...}}'`).
 Ablations of sleep are named after what they lack or change; `frozen_experts` leaves earlier nights' experts as they
 are, as the paper does. `no_replay` leaves them, too, since nothing of theirs is rehearsed.
 """
@@ -61,7 +63,7 @@ from sleep_pipeline.memory import ContinuumMemoryConfig
 from sleep_pipeline.memory.digest import base_digest
 from sleep_pipeline.night_model import MemorySettings
 from sleep_pipeline.registry import write_atomically
-from sleep_pipeline.seeding.settings import SeedingSettings
+from sleep_pipeline.seeding.settings import OptimizerSettings, SeedingSettings
 from sleep_pipeline.tracking.git import git_state
 
 DOCUMENTS, FACTS = 8, 4
@@ -313,7 +315,9 @@ def main() -> None:
         parser.error(f"unknown methods {', '.join(sorted(unknown))}; choose from {', '.join(METHODS)}")
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     nights, documents = arguments.nights, arguments.documents
-    settings = SeedingSettings.model_validate(json.loads(arguments.set))
+    # The steps of every method would not be equal if sleep's depended on its lessons.
+    equal = SeedingSettings(optimizer=OptimizerSettings(passes=0.0)).model_dump(by_alias=True)
+    settings = SeedingSettings.model_validate(merged(equal, json.loads(arguments.set)))
     if arguments.quick:
         nights, seeds, documents = 2, seeds[:1], 2
         settings = SeedingSettings.model_validate(

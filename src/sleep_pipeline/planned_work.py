@@ -132,7 +132,9 @@ def _all_work(settings: Settings, contexts: Sequence[int], has_parent: bool, ear
     rows, stored = settings.seeding.rows, replay.stored_rows if has_parent else 0
     together = rows + stored + replay.open_book_rows
     how = f"{rows} of tonight + {stored} of earlier nights + {replay.open_book_rows} in reading"
-    yield Work("train_expert_node", "rows trained on", steps * together, False, f"{steps} steps x ({how})")
+    passes = settings.seeding.optimizer.passes
+    more = f"; more steps for more than {int(steps * rows / passes)} lessons" if passes else ""
+    yield Work("train_expert_node", "rows trained on", steps * together, False, f"{steps} steps x ({how}){more}")
     yield from _dreaming(dreaming, count)
     yield Work(
         "refine_expert_node",

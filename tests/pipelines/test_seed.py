@@ -18,6 +18,8 @@ from sleep_pipeline.night_model import MachineSettings, MemorySettings
 from sleep_pipeline.pipelines.seed import nodes
 from sleep_pipeline.pipelines.seed.nodes import FOR_DREAMS, TO_ASK, TO_LEARN, _use, parent_checkpoint
 from sleep_pipeline.registry import Night, NightRegistry, RegistryError, manifest_digest
+from sleep_pipeline.seeding import night as seeding
+from sleep_pipeline.seeding.night import Learned
 from sleep_pipeline.seeding.settings import SeedingSettings
 
 
@@ -81,7 +83,6 @@ def test_what_people_ask_is_neither_learned_nor_asked_twice(tmp_path: Path, monk
 def sampled(gather: Any, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """What `sample_lessons` makes of one memory with this in the teacher's place."""
     from sleep_pipeline.memories.contexts import contexts_to_frame
-    from sleep_pipeline.seeding import night as seeding
 
     monkeypatch.setattr(seeding, "gather", gather)
     monkeypatch.setattr(nodes, "open_model", lambda *_: SimpleNamespace(model=None, tokenizer=None))
@@ -210,6 +211,39 @@ def test_a_probe_that_cannot_be_read_stops_the_night_before_a_model_is_opened(
     never_asked["collect"] = CollectSettings()
     with pytest.raises(ProbeError, match=r"probes/mine\.jsonl:1: "):
         nodes.sample_lessons(contexts_to_frame(contexts), memories, night=1, random_seed=0, **never_asked, **folders)
+
+
+def test_a_night_trains_for_as_long_as_its_lessons_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = SimpleNamespace(model=None, tokenizer=None, store=None)
+    monkeypatch.setattr(nodes, "open_model", lambda *_: opened)
+    monkeypatch.setattr(
+        "sleep_pipeline.memory.state_of", lambda _: SimpleNamespace(config=SimpleNamespace(base_digest="now"))
+    )
+    for name in ("make_room", "learns_along"):
+        monkeypatch.setattr(seeding, name, lambda *_: None)
+    monkeypatch.setattr("sleep_pipeline.memory.Consolidation", lambda *_, **__: SimpleNamespace(begin=lambda: None))
+    taken: list[int] = []
+
+    def learn(*given: Any, **_: Any) -> Learned:
+        taken.append(given[4].optimizer.steps)
+        return Learned([], [], 0.0)
+
+    monkeypatch.setattr(seeding, "learn", learn)
+    for count in (10, 1000):
+        lessons = {"tonight": [None] * count, "open_book": []}
+        nodes.train_expert(
+            lessons,
+            "now",
+            MachineSettings(),
+            MemorySettings(),
+            SeedingSettings(),
+            3,
+            0,
+            {"base_digest": "now"},
+            tmp_path,
+            tmp_path,
+        )
+    assert taken == [320, 375]
 
 
 def test_lessons_of_another_base_model_are_refused_before_anything_is_trained(

@@ -84,6 +84,15 @@ def test_a_night_leaves_an_expert_and_lessons_for_replay(model: nn.Module, tiny_
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.usefixtures("talkative")
+def test_every_lesson_of_a_night_is_read_some_times(model: nn.Module, tiny_tokenizer: Any) -> None:
+    few = small(rows=4, optimizer={"passes": 7.0}, on_policy=0.0)
+    for night, count in ((1, 2), (2, 1)):
+        seeded = seed_night(model, tiny_tokenizer, CONTEXTS[:count], few, ReplayStore(10, 10), night=night)
+        assert len(seeded.gathered.lessons) == 2 * count
+        assert seeded.learned.history[-1]["step"] == (7 if count == 2 else 4), "never fewer than the settings' 4 steps"
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("talkative")
 def test_the_same_night_twice_gives_bitwise_the_same_model(tiny_settings: Any, tiny_tokenizer: Any) -> None:

@@ -71,6 +71,18 @@ def test_the_on_policy_share_is_rounded_to_whole_groups(share: float, rows: int,
     assert SeedingSettings.model_validate(values).prompts == prompts
 
 
+@pytest.mark.parametrize(
+    ("lessons", "passes", "steps"),
+    [(0, 6.0, 320), (853, 6.0, 320), (854, 6.0, 321), (8000, 6.0, 3000), (8000, 0.0, 320), (8001, 0.5, 320)],
+)
+def test_a_night_that_brings_much_takes_more_steps(lessons: int, passes: float, steps: int) -> None:
+    settings = SeedingSettings.model_validate({"rows": 16, "optimizer": {"steps": 320, "passes": passes}})
+    found = settings.for_night(lessons)
+    assert found.optimizer.steps == steps
+    assert found.for_night(lessons) == found, "also where a night goes on"
+    assert found.model_copy(update={"optimizer": settings.optimizer}) == settings, "and nothing else changes"
+
+
 def test_the_settings_can_be_read_without_torch() -> None:
     program = "import sys, sleep_pipeline.seeding.settings; sys.exit(bool({'torch', 'trl'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

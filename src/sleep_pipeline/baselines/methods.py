@@ -26,7 +26,7 @@ def _seeding() -> SeedingSettings:
     benchmarks/LOG.md, 2026-11-26 to 2026-11-28, has what was tried.
     """
     replay = ReplaySettings(stored_rows=64, stored_capacity=15000, settled_share=0.5)
-    optimizer = OptimizerSettings(steps=200, learning_rate=8e-3, muon_rate=2e-2)
+    optimizer = OptimizerSettings(steps=200, passes=0.0, learning_rate=8e-3, muon_rate=2e-2)
     return SeedingSettings(rows=48, replay=replay, optimizer=optimizer)
 
 
@@ -34,7 +34,8 @@ class MethodSettings(BaseModel):
     """What the methods are made of; what a method does not have it leaves alone.
 
     Attributes:
-        seeding: steps, optimizer, rows and replay of everything that trains.
+        seeding: steps, optimizer, rows and replay of everything that trains; `passes` have no part in it, or methods
+            would not take equal steps.
         lora_rank: of fine-tuning; None trains all weights.
         tuning_rate: peak learning rate of fine-tuning, sleep's being that of `seeding`.
         tuning_muon_rate: the same of Muon's for its matrices; None leaves them to AdamW, as `ewc` does in any case:

@@ -386,7 +386,15 @@ def seed_night(
             sleep.abort()
             return Seeded(night, None, gathered, Learned([], [], 0.0))
         learned = learn(
-            model, tokenizer, gathered.lessons, store, settings, own, gathered.open_book, judge, progress=progress
+            model,
+            tokenizer,
+            gathered.lessons,
+            store,
+            settings.for_night(len(gathered.lessons)),
+            own,
+            gathered.open_book,
+            judge,
+            progress=progress,
         )
         slot = sleep.commit()
     store.add("stored", gathered.lessons, night, seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -60,7 +61,9 @@ class OptimizerSettings(_Settings):
     """How the new expert is trained, and earlier ones with it.
 
     Attributes:
-        steps: optimizer steps a night.
+        steps: optimizer steps a night, if it brings no more lessons than these read `passes` times.
+        passes: times that each of tonight's lessons is read at least; a night that brings more of them takes more steps
+            (`SeedingSettings.for_night`). 0 takes `steps` whatever a night brings.
         learning_rate: peak of AdamW's, which falls linearly to zero.
         muon_rate: the same of Muon's for the new expert's matrices, whose steps are as large as AdamW's of that rate
             (`torch.optim.Muon`); None leaves them to AdamW. It learns as much in two thirds of the steps, and more of a
@@ -80,6 +83,7 @@ class OptimizerSettings(_Settings):
     """
 
     steps: PositiveInt = 320
+    passes: float = Field(6.0, ge=0)
     learning_rate: PositiveFloat = 5e-3
     muon_rate: PositiveFloat | None = 1e-2
     earlier_rate: float = Field(1.0, ge=0)
@@ -153,6 +157,12 @@ class SeedingSettings(_Settings):
                 "experts to false"
             )
         return self
+
+    def for_night(self, lessons: int) -> Self:
+        """The settings with the steps of a night that brings so many lessons."""
+        optimizer = self.optimizer
+        steps = max(optimizer.steps, math.ceil(optimizer.passes * lessons / self.rows))
+        return self.model_copy(update={"optimizer": optimizer.model_copy(update={"steps": steps})})
 
     @property
     def prompts(self) -> int:

@@ -314,7 +314,7 @@ def train_expert(
         opened.tokenizer,
         lessons["tonight"],
         opened.store,
-        seeding,
+        seeding.for_night(len(lessons["tonight"])),
         own,
         lessons["open_book"],
         folder=seed_progress_folder / "expert",
