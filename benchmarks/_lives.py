@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sleep_pipeline.evaluation.retention import Retention
-from sleep_pipeline.evaluation.statistics import paired_difference
+from sleep_pipeline.evaluation.statistics import Estimate, seeds_and_questions
 from sleep_pipeline.reporting.retention import retention_plot
 
 
@@ -94,32 +94,31 @@ def figures(name: str, lives: Sequence[Life]) -> dict[str, Any]:
 
 
 def margin(lives: dict[str, dict[str, Any]], rivals: Sequence[str]) -> dict[str, Any]:
-    """Sleep's final accuracy minus that of the best of these rivals, on the same questions.
+    """Sleep's final accuracy minus that of the rival over which it has the least margin, on the same questions.
 
-    Of the seeds that both have lived; its interval is that of all their questions, paired.
+    Of the seeds that both have lived, whose questions are other ones.
     """
     mine = lives.get("sleep", {})
-    best: tuple[float, str, list[str]] | None = None
+    found: list[tuple[float, str, Estimate]] = []
     for name in rivals:
         seeds = sorted(mine.keys() & lives.get(name, {}).keys())
-        if not seeds:
-            continue
-        accuracy = statistics.mean(statistics.mean(last_answers(lives[name][seed])) for seed in seeds)
-        best = max(best or (accuracy, name, seeds), (accuracy, name, seeds))
-    if best is None:
+        if seeds:
+            own, others = ([last_answers(of[seed], seed) for seed in seeds] for of in (mine, lives[name]))
+            estimate = seeds_and_questions(own, others)
+            found.append((estimate.value, f"{name}, seeds {', '.join(seeds)}", estimate))
+    if not found:
         return {}
-    _, rival, seeds = best
-    after, before = ([a for seed in seeds for a in last_answers(lives[name][seed])] for name in ("sleep", rival))
-    found = paired_difference(after, before)
-    unit = f"share, final accuracy above {rival}, seeds {', '.join(seeds)}"
-    interval = [found.low, found.high]
-    figure = {"value": found.value, "unit": unit, "interval": interval, "interval_of": "questions, 95 %"}
-    return {"sleep.margin_over_best_rival": figure}
+    value, rival, estimate = min(found, key=lambda one: one[:2])
+    unit, interval = f"share, final accuracy above {rival}", [estimate.low, estimate.high]
+    return {"sleep.margin_over_best_rival": {"value": value, "unit": unit, "interval": interval, "interval_of": BOTH}}
 
 
-def last_answers(life: dict[str, Any]) -> list[int]:
-    """All answers after a life's last night."""
-    return [answer for night in life["retention"]["scores"][-1] for answer in night]
+def last_answers(life: dict[str, Any], seed: str) -> dict[str, str]:
+    """All answers after a life's last night, by the night that they are about."""
+    return {
+        f"night {night + 1} of seed {seed}": "".join(map(str, answers))
+        for night, answers in enumerate(life["retention"]["scores"][-1])
+    }
 
 
 COLUMNS = {

@@ -128,9 +128,26 @@ def latest(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def figures(runs: Sequence[Run]) -> dict[str, Any]:
-    """Every measure of every method: mean over seeds, unit, interval, and what the interval is of."""
+    """Every measure of every method: mean over seeds, unit, interval, and what the interval is of.
+
+    `below_joint` is what joint training gets right more of the same questions, with the seeds that both have.
+    """
     found: dict[str, Any] = {}
-    for name, own in latest(runs).items():
+    newest = latest(runs)
+    joint = {run["seed"]: run["answers"]["by_likelihood"] for run in newest.get("joint", ())}
+    for name, own in newest.items():
+        both = [run for run in own if name != "joint" and run["seed"] in joint]
+        if both:
+            estimate = seeds_and_questions(
+                [joint[run["seed"]] for run in both], [run["answers"]["by_likelihood"] for run in both]
+            )
+            found[f"{name}.below_joint"] = {
+                "value": estimate.value,
+                "unit": "share",
+                "interval": [estimate.low, estimate.high],
+                "interval_of": f"{BOTH}, paired",
+                "seeds": len(both),
+            }
         for measure in dict.fromkeys(measure for run in own for measure in numbers(run)):
             values = [numbers(run)[measure] for run in own if measure in numbers(run)]
             whole = own[0]["figures"][measure]
@@ -206,6 +223,7 @@ def table(runs: Sequence[Run]) -> str:
     columns = {
         "final accuracy (%)": ("final_accuracy", 100, ".1f", True),
         "by free generation (%)": ("final_accuracy_freely", 100, ".1f", True),
+        "below joint (points)": ("below_joint", 100, ".1f", True),
         "forgetting (points)": ("forgetting", 100, ".1f", True),
         "BWT (points)": ("backward_transfer", 100, ".1f", True),
         "stored (MB)": ("stored_bytes", 1e-6, ".2f", False),

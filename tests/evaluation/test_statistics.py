@@ -89,6 +89,26 @@ def test_a_question_that_is_asked_again_is_no_other_question() -> None:
     assert (once.high - once.low) == pytest.approx(2 * 1.96 * np.sqrt(0.25 / 40), rel=0.1)
 
 
+def test_two_methods_are_compared_by_seed_and_question() -> None:
+    rng = np.random.default_rng(0)
+    mine = [{"a": "".join(map(str, rng.integers(2, size=40))), "b": "1" * 20} for _ in range(3)]
+    same = seeds_and_questions(mine, mine)
+    assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0), "questions that both get wrong say nothing"
+    # Of 60 questions, 6 more with one seed, 3 more with the second, none with the third.
+    other = [
+        {"a": answers["a"], "b": "1" * (20 - fewer) + "0" * fewer}
+        for answers, fewer in zip(mine, (6, 3, 0), strict=True)
+    ]
+    found, back = seeds_and_questions(mine, other), seeds_and_questions(other, mine)
+    assert found.value == pytest.approx(3 / 60) == -back.value
+    # Seeds that differ more than their questions would make them; three seeds drawn from three may be one alone.
+    assert found.low <= 0.01 and found.high >= 0.09
+    with pytest.raises(ValueError, match="both have answered"):
+        seeds_and_questions(mine, mine[:2])
+    with pytest.raises(ValueError, match="20 questions with one seed and 19"):
+        seeds_and_questions(mine, [{**answers, "b": "1" * 19} for answers in mine])
+
+
 def test_seeds_may_have_other_classes() -> None:
     estimate = seeds_and_questions([{"a": "11"}, {"b": "00"}])
     assert (estimate.value, estimate.samples) == (0.5, 4)

@@ -85,7 +85,9 @@ def paired_difference(after: Sequence[float], before: Sequence[float], seed: int
     return Estimate(value, float(bounds.low), float(bounds.high), late.size)
 
 
-def seeds_and_questions(right: Sequence[Mapping[str, str]], seed: int = 0) -> Estimate:
+def seeds_and_questions(
+    right: Sequence[Mapping[str, str]], against: Sequence[Mapping[str, str]] | None = None, seed: int = 0
+) -> Estimate:
     """Mean over seeds of the share of right answers, with a 95 % bootstrap over both the seeds and the questions.
 
     A question that is put to several seeds is drawn for all of them alike, so that asking it again does not pass for
@@ -93,13 +95,18 @@ def seeds_and_questions(right: Sequence[Mapping[str, str]], seed: int = 0) -> Es
 
     Args:
         right: of every seed, the answers by group of questions (a class), a 1 or 0 a question, in one order for all.
+        against: another method's of the same seeds, in the same order: the mean is that of the difference, paired by
+            seed and question.
         seed: of the bootstrap.
 
     Raises:
-        ValueError: there is no answer, or seeds disagree about how many questions a group has.
+        ValueError: there is no answer, seeds disagree about how many questions a group has, or the other method has
+            not answered the same ones.
     """
+    if against is not None and [answers.keys() for answers in against] != [answers.keys() for answers in right]:
+        raise ValueError("two methods are compared by the seeds and the groups of questions that both have answered")
     sizes: dict[str, int] = {}
-    for answers in right:
+    for answers in (*right, *(against or ())):
         for group, marks in answers.items():
             if sizes.setdefault(group, len(marks)) != len(marks):
                 raise ValueError(f"{group!r} has {sizes[group]} questions with one seed and {len(marks)} with another")
@@ -114,6 +121,8 @@ def seeds_and_questions(right: Sequence[Mapping[str, str]], seed: int = 0) -> Es
         for number, answers in enumerate(right):
             if weights is not None and group in answers:
                 scores = np.array([int(mark) for mark in answers[group]], dtype=np.float64)
+                if against is not None:
+                    scores -= np.array([int(mark) for mark in against[number][group]], dtype=np.float64)
                 counted[:, number] += weights @ scores
                 correct[number] += scores.sum()
     drawn = rng.integers(len(right), size=counted.shape)
