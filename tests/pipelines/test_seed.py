@@ -229,7 +229,7 @@ def test_a_night_trains_for_as_long_as_its_lessons_need(tmp_path: Path, monkeypa
         return Learned([], [], 0.0)
 
     monkeypatch.setattr(seeding, "learn", learn)
-    for count in (10, 1000):
+    for count in (10, 1500):
         lessons = {"tonight": [None] * count, "open_book": []}
         nodes.train_expert(
             lessons,

@@ -83,7 +83,7 @@ class OptimizerSettings(_Settings):
     """
 
     steps: PositiveInt = 320
-    passes: float = Field(6.0, ge=0)
+    passes: float = Field(4.0, ge=0)
     learning_rate: PositiveFloat = 5e-3
     muon_rate: PositiveFloat | None = 1e-2
     earlier_rate: float = Field(1.0, ge=0)
