@@ -6,7 +6,7 @@ from made_up_streams import stream
 
 from sleep_pipeline.baselines.hope import Awake, Hope
 from sleep_pipeline.baselines.running import run_stream
-from sleep_pipeline.baselines.tuning import labelled_lesson
+from sleep_pipeline.baselines.tuning import labelled_lessons
 from sleep_pipeline.memory import ContinuumMemoryConfig, LevelConfig, base_view, state_of
 
 
@@ -51,7 +51,8 @@ def test_the_loss_falls(tiny_model: Any, answering: Any) -> None:
         # An expert is only as loud as the block beside it, and a random model's are almost silent.
         tiny_model.get_input_embeddings().weight.mul_(5)
     method = Hope(tiny_model, answering, memory(2))
-    lessons = [labelled_lesson(answering, one) for one in stream().tasks[0].train]
+    task = stream().tasks[0]
+    lessons = labelled_lessons(answering, tiny_model, task.labels, task.train)
     losses = Awake(method.model, answering.tokenizer.pad_token_id, 3e-2).live(lessons, 60, 8, seed=0)
     assert losses[-1] < losses[0] - 1
 

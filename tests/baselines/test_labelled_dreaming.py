@@ -67,6 +67,20 @@ def test_a_night_of_dreams_ends_with_one_expert_and_says_what_it_took(tiny_model
 
 
 @pytest.mark.slow
+def test_texts_longer_than_the_window_are_dreamt_of_from_their_beginnings(tiny_model: Any, answering: Any) -> None:
+    """Abstracts of encyclopaedias are: three of them stand before the dreamer while it writes another."""
+    tiny_model.config.max_position_embeddings = 160
+    long = stream()
+    tasks = [
+        replace(task, train=tuple(replace(one, text=f"{one.text} " * 100) for one in task.train)) for task in long.tasks
+    ]
+    method = dreaming(tiny_model, answering)
+    result = run_stream(method, replace(long, tasks=tuple(tasks)))
+    assert result.retention is not None and len(result.retention) == 2
+    assert [night.drawn for night in method.dreamt] == [6, 6]
+
+
+@pytest.mark.slow
 def test_what_was_rewarded_is_learned_with_the_held_out_examples_and_kept_for_replay(
     tiny_model: Any, answering: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

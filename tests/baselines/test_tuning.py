@@ -15,7 +15,7 @@ from sleep_pipeline.baselines.joint import Joint
 from sleep_pipeline.baselines.replay import replay
 from sleep_pipeline.baselines.running import run_stream
 from sleep_pipeline.baselines.sft import sft
-from sleep_pipeline.baselines.tuning import labelled_lesson, steps_of
+from sleep_pipeline.baselines.tuning import labelled_lessons, steps_of
 from sleep_pipeline.evaluation.tasks import Example
 from sleep_pipeline.seeding.settings import SeedingSettings
 
@@ -28,12 +28,22 @@ SETTINGS = SeedingSettings.model_validate(
 )
 
 
-def test_a_lesson_teaches_the_label_and_nothing_before_it(answering: Any) -> None:
-    lesson = labelled_lesson(answering, Example("where is it", "the river"))
+def test_a_lesson_teaches_the_label_and_nothing_before_it(tiny_model: Any, answering: Any) -> None:
+    (lesson,) = labelled_lessons(answering, tiny_model, ["the river"], [Example("where is it", "the river")])
     decode = answering.tokenizer.decode
     assert decode(lesson.ids[: lesson.start]) == "<|user|> where is it -><|end|><|assistant|>"
     assert decode(lesson.ids[lesson.start :], skip_special_tokens=True).strip() == "the river"
     assert lesson.teacher.log_probs_NK.exp().tolist() == [[1.0]] * (len(lesson.ids) - lesson.start)
+
+
+def test_a_long_example_is_learned_as_far_as_it_would_be_asked(tiny_model: Any, answering: Any) -> None:
+    tiny_model.config.max_position_embeddings = 64
+    labels = ["the river", "a lake"]
+    long = Example("where is it " * 100, "a lake")
+    short, cut = labelled_lessons(answering, tiny_model, labels, [Example("where is it", "a lake"), long])
+    assert len(short.ids) < len(cut.ids) <= 64
+    asked = answering.prompt(long.text, (), answering.room(tiny_model, labels))
+    assert answering.tokenizer.decode(cut.ids[: cut.start]).count("where") == asked[-1]["content"].count("where") > 1
 
 
 @pytest.mark.slow
@@ -140,10 +150,10 @@ def test_a_decay_that_is_no_share_is_refused(tiny_model: Any) -> None:
 
 
 @pytest.mark.slow
-def test_ewc_stores_the_weights_their_importance_and_where_they_were(tiny_model: Any, answering: Any) -> None:
+def test_ewc_stores_the_weights_and_their_importance(tiny_model: Any, answering: Any) -> None:
     method = ewc(tiny_model, answering, SETTINGS, weight=1.0)
     method.observe(stream().tasks[0])
-    assert method.stored == 3 * sum(p.nbytes for p in tiny_model.parameters())
+    assert method.stored == 2 * sum(p.nbytes for p in tiny_model.parameters())
 
 
 def test_all_methods_of_one_settings_take_as_many_rows_a_step(

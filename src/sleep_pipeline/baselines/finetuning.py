@@ -170,8 +170,8 @@ class FineTuning:
     def stored(self) -> int:
         """See `Learner`."""
         own = sum(p.nbytes for p in self.model.parameters() if p.requires_grad)
-        anchor = 2 * own if self._anchor is not None else 0
-        return own + anchor + nbytes(self._store)
+        # Between nights the anchor's centre is the weights themselves; its importance comes on top.
+        return own + (own if self._anchor is not None else 0) + nbytes(self._store)
 
 
 QUESTION_TOKENS = 20

@@ -12,7 +12,7 @@ from peft import get_peft_model
 from torch import nn
 
 from sleep_pipeline.baselines.labelled import Answering, Spent
-from sleep_pipeline.baselines.tuning import labelled_lesson
+from sleep_pipeline.baselines.tuning import labelled_lessons
 from sleep_pipeline.memory import ContinuumMemoryConfig, WakeUpdates
 from sleep_pipeline.memory.levels import BASE
 from sleep_pipeline.memory.operations import level_tensors
@@ -121,7 +121,7 @@ class Hope:
         """See `LabelledLearner`."""
         self.labels += task.labels
         with self.spent.metering(self.model):
-            lessons = [labelled_lesson(self._answering, example) for example in task.train]
+            lessons = labelled_lessons(self._answering, self.model, self.labels, task.train)
             self.awake.live(lessons, self._steps, self._rows, 7919 * self._seed + task.number)
 
     def predict(self, texts: Sequence[str], freely: bool = False) -> list[Choice]:

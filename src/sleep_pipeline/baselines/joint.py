@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sleep_pipeline.baselines.labelled import text_bytes
-from sleep_pipeline.baselines.tuning import Tuning, labelled_lesson
+from sleep_pipeline.baselines.tuning import Tuning, labelled_lessons
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,7 +61,7 @@ class Joint(Tuning):
         """See `LabelledLearner`; trains first if that has not been done."""
         if not self._trained and self._examples:
             with self.spent.metering(self.model):
-                lessons = [labelled_lesson(self._answering, example) for example in self._examples]
+                lessons = labelled_lessons(self._answering, self.model, self.labels, self._examples)
                 self._train(self._settings, lessons, 7919 * self._seed, times=self._tasks)
             self._trained = True
         return super().predict(texts, freely)

@@ -158,9 +158,9 @@ class Answering:
             if not text:
                 raise ValueError(f"the model's window leaves no room for a text: {room} tokens beside a label")
 
-    def taught(self, example: Example) -> list[dict[str, str]]:
-        """An example as a conversation that ends with its label."""
-        return [*self.form.conversation(example.text), {"role": "assistant", "content": example.label}]
+    def taught(self, example: Example, room: int | None = None) -> list[dict[str, str]]:
+        """An example as a conversation that ends with its label, its text cut as a question's would be."""
+        return [*self.prompt(example.text, (), room), {"role": "assistant", "content": example.label}]
 
     def _length(self, conversation: Sequence[dict[str, str]], room: int) -> int:
         # A token stands for a byte at least, and a template adds few: short prompts need no counting.

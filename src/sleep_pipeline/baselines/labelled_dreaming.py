@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from sleep_pipeline.seeding.lessons import Lesson
 
 
+_ASKING = 64
+"""Tokens of the window that are left for what the dreamer is asked, and for the chat template."""
 _KNOWN_SETS = 6
 """Sets of known examples, by whose spread it is told whether a set that was dreamt does more than they do."""
 
@@ -183,11 +185,14 @@ class DreamingSleep(LabelledSleep):
         night, shots = self._dreaming.night, self._dreaming.shots
         (prompt, *_) = night.dreams.prompts
         rng = random.Random(f"dreams/{own}")
-        texts = {label: [one_line(one.text) for one in task.train if one.label == label] for label in task.labels}
+        half, longest = self._lengths(task)
+        texts = {
+            label: [self._cut(one.text, half) for one in task.train if one.label == label] for label in task.labels
+        }
 
         def drawn(label: str, but: str | None = None) -> str:
             others = [text for text in texts[label] if text != but]
-            return "\n".join(rng.sample(others, min(shots, len(others))))
+            return self._cut("\n".join(rng.sample(others, min(shots, len(others)))), half, lines=True)
 
         lessons = [
             DreamText(0, prompt.kind, source, prompt.ask, text, ())
@@ -199,7 +204,8 @@ class DreamingSleep(LabelledSleep):
         with self._writing() as dreamer:
             if lessons:
                 fine_tune(dreamer, self._answering.tokenizer, lessons, night.rest_em, own)
-            one_each = night.dreams.model_copy(update={"prompts": [prompt], "dreams": 1})
+            room = max(night.dreams.max_new_tokens, longest)
+            one_each = night.dreams.model_copy(update={"prompts": [prompt], "dreams": 1, "max_new_tokens": room})
             data = sample_dreams(
                 dreamer, self._answering.tokenizer, [drawn(label) for label in labels], one_each, seed=own
             )
@@ -215,6 +221,26 @@ class DreamingSleep(LabelledSleep):
             else:
                 dropped[reason] += 1
         return found
+
+    def _lengths(self, task: ClassTask) -> tuple[int | None, int]:
+        """Tokens that examples and what is written after them may take each, and those of nine in ten examples.
+
+        The first is None without a limit.
+        """
+        room = self._answering.room(self.model, self.labels)
+        half = None if room is None else (room - _ASKING) // 2
+        counts = sorted(len(self._answering.tokenizer(one_line(one.text))["input_ids"]) for one in task.train)
+        longest = counts[int(0.9 * (len(counts) - 1))] + 1
+        return half, longest if half is None else min(longest, half)
+
+    def _cut(self, text: str, tokens: int | None, lines: bool = False) -> str:
+        """A text's beginning, of so many tokens at most; its lines stay apart if they are to."""
+        text = text if lines else one_line(text)
+        if tokens is None or len(text.encode()) <= tokens:
+            return text
+        tokenizer = self._answering.tokenizer
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return text if len(ids) <= tokens else str(tokenizer.decode(ids[:tokens])).rstrip("\ufffd")
 
     @contextmanager
     def _writing(self) -> Iterator[PeftModel]:
@@ -243,7 +269,8 @@ class DreamingSleep(LabelledSleep):
         return [[one for one in row if one is not None] for row in zip_longest(*by_label)]
 
     def _pair(self, example: Example) -> tuple[str, str]:
-        (query,) = self._answering.form.conversation(example.text)
+        room = self._answering.room(self.model, self.labels)
+        (query,) = self._answering.prompt(example.text, (), room)
         return query["content"], example.label
 
     def _judge(self, sets: Sequence[Sequence[Example]], seen: Sequence[Example], own: int) -> DreamReport:

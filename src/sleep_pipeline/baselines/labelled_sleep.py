@@ -18,7 +18,7 @@ from sleep_pipeline.baselines.embedding import BackboneEmbedder, Embedder, neare
 from sleep_pipeline.baselines.finetuning import IMPOSSIBLE
 from sleep_pipeline.baselines.hope import Awake
 from sleep_pipeline.baselines.labelled import Answering, Spent
-from sleep_pipeline.baselines.tuning import labelled_lesson, steps_of
+from sleep_pipeline.baselines.tuning import labelled_lessons, steps_of
 from sleep_pipeline.memory import CONTEXT, ContinuumMemoryConfig, consolidation, state_of, teacher_view
 from sleep_pipeline.memory.levels import PROSPECTIVE, WORKSPACE
 from sleep_pipeline.memory.operations import level_tensors
@@ -123,7 +123,7 @@ class LabelledSleep:
         # Before the day: a merged expert must not make up for a fast memory that the night clears.
         make_room(self.model, tokenizer, self._store, settings, task.number, own, level=receiver)
         if self.awake is not None:
-            certain = [labelled_lesson(self._answering, example) for example in task.train]
+            certain = labelled_lessons(self._answering, self.model, self.labels, task.train)
             self.awake.live(certain, self._day_steps, settings.rows, own)
         sender = CONTEXT if self.awake is None else receiver - 1
         updates = None if self.awake is None else self.awake.updates

@@ -26,10 +26,20 @@ if TYPE_CHECKING:
     from sleep_pipeline.evaluation.tasks import ClassTask, Example
 
 
-def labelled_lesson(answering: Answering, example: Example) -> Lesson:
-    """An example as supervised fine-tuning learns it: the label after the prompt without other examples."""
-    ids, start = encode_reply(answering.tokenizer, answering.taught(example))
-    return certain_lesson(tuple(ids), start)
+def labelled_lessons(
+    answering: Answering, model: PreTrainedModel, labels: Sequence[str], examples: Sequence[Example]
+) -> list[Lesson]:
+    """Examples as supervised fine-tuning learns them: the label after the prompt without other examples.
+
+    Args:
+        answering: how they are asked.
+        model: whose window bounds them.
+        labels: seen so far.
+        examples: with some of these labels.
+    """
+    room = answering.room(model, labels)
+    encoded = [encode_reply(answering.tokenizer, answering.taught(example, room)) for example in examples]
+    return [certain_lesson(tuple(ids), start) for ids, start in encoded]
 
 
 def steps_of(settings: SeedingSettings, growth: float, task: ClassTask) -> SeedingSettings:
@@ -105,7 +115,7 @@ class Tuning:
         self.labels += task.labels
         own = 7919 * self._seed + task.number
         with self.spent.metering(self.model):
-            lessons = [labelled_lesson(self._answering, example) for example in task.train]
+            lessons = labelled_lessons(self._answering, self.model, self.labels, task.train)
             self._train(steps_of(self._settings, self._growth, task), lessons, own)
             if self._replay:
                 self._store.add("stored", lessons, task.number, self._seed)
@@ -131,4 +141,5 @@ class Tuning:
     def stored(self) -> int:
         """See `LabelledLearner`."""
         own = sum(p.nbytes for p in self.model.parameters() if p.requires_grad)
-        return own + (2 * own if self._anchor is not None else 0) + nbytes(self._store)
+        # Between tasks the anchor's centre is the weights themselves; its importance comes on top.
+        return own + (own if self._anchor is not None else 0) + nbytes(self._store)
