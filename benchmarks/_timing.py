@@ -57,7 +57,7 @@ def base_model(name: str, device: str) -> PreTrainedModel:
 
 
 def alternate(
-    ways: Mapping[str, Callable[[], Any]], repetitions: int, clock: str = "wall"
+    ways: Mapping[str, Callable[[], Any]], repetitions: int, clock: str = "wall", seed: int = 0
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Time every way once a repetition, in an order drawn anew.
 
@@ -70,7 +70,7 @@ def alternate(
     taken: dict[str, list[float]] = {name: [] for name in ways}
     returned: dict[str, Any] = {}
     for repetition in range(repetitions):
-        random.Random(repetition).shuffle(order)
+        random.Random(f"{seed}/{repetition}").shuffle(order)
         for name in order:
             start = CLOCKS[clock]()
             returned[name] = ways[name]()

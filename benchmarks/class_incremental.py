@@ -358,13 +358,17 @@ def main() -> None:
     grid = planned(parser, arguments)
     machine = MachineSettings(device=arguments.device, threads=arguments.threads)
     made_up = arguments.quick and arguments.folder is None
+    streams = {}
     try:
-        streams = {
-            one.seed: made_up_stream(one) if made_up else open_stream(one, Path("data/01_raw"))[0]
-            for one in {one.seed: one for one in grid}.values()
-        }
+        for one in {one.seed: one for one in grid}.values():
+            streams[one.seed], left_out = (
+                (made_up_stream(one), ()) if made_up else open_stream(one, Path("data/01_raw"))
+            )
     except TaskError as error:
         parser.error(str(error))
+    if not made_up and left_out:
+        first = left_out[0]
+        print(f"{len(left_out)} rows are left out; the first, {first.file}:{first.line}: {first.reason}", flush=True)
     runs = read(arguments.json) if arguments.json else []
     check_protocol(runs, grid[0], streams[grid[0].seed].name, arguments.json)
     run_grid(grid, streams, runs, arguments, machine)

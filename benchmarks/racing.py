@@ -107,7 +107,8 @@ def live(settings: DreamingSettings, seed: int, contexts: int, device: str, cloc
         own = settings.model_copy(update={"rewards": rewards, "scores": scores})
         return judge_dreams(model, tokenizer, texts, data.dreams, probes, own, seed)
 
-    taken, found = alternate({"all": lambda: judged(None), "race": lambda: judged(settings.rewards.racing)}, 1, clock)
+    ways = {"all": lambda: judged(None), "race": lambda: judged(settings.rewards.racing)}
+    taken, found = alternate(ways, 1, clock, seed)
     everything, raced = found["all"].tried, found["race"].tried
     assert [dream.dream for dream in everything] == [dream.dream for dream in raced]
     apart = [

@@ -150,18 +150,25 @@ BRIEF = {
     "replay": {"open_book_documents": 2, "open_book_replies": 2, "altered_texts": 16, "free_texts": 8},
 }
 """Settings that change nothing about a step but how much there is to draw its rows from."""
-BRIEF_STEPS = 20
+BRIEF_STEPS = (5, 25)
 
 
 def seconds_a_step(name: str, settings: SeedingSettings, nights: int, device: str) -> float:
-    """Seconds of a training step of `name` over those of sleep, over whole lives that take turns night by night."""
+    """Seconds of a training step of `name` over those of sleep, over whole lives that take turns night by night.
+
+    Of nights of two lengths the difference is taken, so that what begins and ends a training does not count as steps.
+    """
     brief = SeedingSettings.model_validate(merged(settings.model_dump(by_alias=True), BRIEF))
-    brief = with_steps(brief, BRIEF_STEPS)
-    mine, other = (METHODS[method](*fresh_model(device), brief, nights, 0) for method in ("sleep", name))
-    for number in range(nights):
-        for learner in (mine, other):
-            learner.learn(live(0, f"timed {number}").documents, number + 1)
-    return sum(other.training_seconds) / sum(mine.training_seconds)
+    both = ("sleep", name)
+    seconds = dict.fromkeys(both, 0.0)
+    for steps, sign in zip(BRIEF_STEPS, (-1, 1), strict=True):
+        learners = {one: METHODS[one](*fresh_model(device), with_steps(brief, steps), nights, 0) for one in both}
+        for number in range(nights):
+            for one in both[:: 1 if number % 2 else -1]:
+                learners[one].learn(live(0, f"timed {number}").documents, number + 1)
+        for one in both:
+            seconds[one] += sign * sum(learners[one].training_seconds)
+    return seconds[name] / seconds["sleep"]
 
 
 def fresh_model(device: str) -> tuple[Any, Any]:

@@ -76,7 +76,7 @@ class RestEmReport:
 
     @property
     def after(self) -> float:
-        """The same with the dreamer that was kept."""
+        """The same with the dreamer that was kept, which is never less: rounds are kept by this number."""
         return max([self.before, *(done.held_out for done in self.rounds if done.kept)])
 
     @property
@@ -95,7 +95,7 @@ class RestEmReport:
         idle = f", {self.idle} without a dream that helped" if self.idle else ""
         return (
             f"{ran}{idle}, {self.dropped} dropped by the guard: of the dreams about held-out contexts "
-            f"{self.before:.0%} helped before and {self.after:.0%} after."
+            f"{self.before:.0%} helped before and {self.after:.0%} after, by which rounds are kept."
         )
 
 

@@ -253,3 +253,20 @@ def test_every_declared_task_has_the_protocol_of_the_paper() -> None:
     }
     with pytest.raises(ValueError, match="there is no task 'clinc'; choose one of banking77"):
         declared("clinc")
+
+
+def test_names_of_a_label_that_read_alike_are_one_label(tmp_path: Path) -> None:
+    write_csv(tmp_path / "train.csv", ["text", "category"], [("a", "card_arrival "), ("b", "lost card")])
+    rows = [("c", " Card_Arrival"), ("d", "card arrival"), ("e", "lost_card"), ("f", "stolen_card")]
+    write_csv(tmp_path / "test.csv", ["text", "category"], rows)
+    data = load_task(small("banking77"), tmp_path)
+    assert data.labels == ("card arrival", "lost card")
+    assert [one.label for one in data.test] == ["card arrival", "card arrival", "lost card"]
+    assert [row.line for row in data.quarantined] == [5], "and another label is none of them"
+
+
+def test_training_rows_of_which_none_can_be_used_say_why(tmp_path: Path) -> None:
+    write_csv(tmp_path / "train.csv", ["text", "category"], [("", "card_arrival"), ("b", "")])
+    write_csv(tmp_path / "test.csv", ["text", "category"], [("c", "card_arrival")])
+    with pytest.raises(TaskError, match=r"none of 2 training rows can be used; train\.csv:2: the text is empty"):
+        load_task(small("banking77"), tmp_path)

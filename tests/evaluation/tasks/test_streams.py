@@ -112,6 +112,14 @@ def test_without_validation_rows_a_tenth_of_each_class_is_held_out_of_training()
     assert asked_on_validation(data) == asked
 
 
+def test_a_text_that_stands_twice_is_not_both_asked_and_trained_on() -> None:
+    data = made_up(shots=20)
+    twice = tuple(replace(one, text=one.text.upper()) for one in data.train)
+    asked = asked_on_validation(replace(data, train=(*data.train, *twice)))
+    assert [sum(one.label == label for one in asked.test) for label in data.labels] == [4] * 6
+    assert not {one.text.lower() for one in asked.test} & {one.text.lower() for one in asked.train}
+
+
 def test_where_nothing_can_be_held_out_the_test_rows_must_be_asked() -> None:
     with pytest.raises(TaskError, match="no class has a second training row to hold out: ask test"):
         asked_on_validation(made_up(shots=1))

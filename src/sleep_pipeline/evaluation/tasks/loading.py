@@ -6,12 +6,13 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sleep_pipeline.evaluation.tasks.data import SPLITS, Example, LabelledData, Quarantined, TaskError
 from sleep_pipeline.evaluation.tasks.declaration import TaskDeclaration
-from sleep_pipeline.evaluation.tasks.labels import words_of
+from sleep_pipeline.evaluation.tasks.labels import in_words, words_of
 from sleep_pipeline.evaluation.tasks.rows import SUFFIXES, Row, column, read_rows, read_splits, suffix_of
 
 _NAMES = {"train": ("train", "training"), "validation": ("val", "valid", "validation", "dev"), "test": ("test",)}
@@ -122,6 +123,10 @@ def _from_hub(declaration: TaskDeclaration, source: str) -> dict[str, list[Row]]
 def _labelled(declaration: TaskDeclaration, rows: Mapping[str, Sequence[Row]], source: str) -> LabelledData:
     quarantined: list[Quarantined] = []
     good = {split: _usable(rows[split], quarantined) for split in SPLITS}
+    if rows["train"] and not good["train"]:
+        first = quarantined[0]
+        told = f"{first.file}:{first.line}: {first.reason}"
+        raise TaskError(f"{source}: none of {len(rows['train'])} training rows can be used; {told}")
     apart = {split: [row for row in good[split] if row.label == declaration.out_of_scope] for split in SPLITS}
     inside = {split: [row for row in good[split] if row.label != declaration.out_of_scope] for split in SPLITS}
     published = {row.label for row in inside["train"]}
@@ -134,12 +139,17 @@ def _labelled(declaration: TaskDeclaration, rows: Mapping[str, Sequence[Row]], s
         words = words_of(published)
     except ValueError as error:
         raise TaskError(f"{source}: {error}") from error
-    for split in ("validation", "test"):
+    # Names that read alike are one label, whatever their case and underscores.
+    names = {said: label for label, said in words.items()}
+    known: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    for split in SPLITS:
         for row in inside[split]:
-            if row.label not in words:
-                told = f"the label {row.label!r} is not among those of the training rows; correct it or delete the row"
-                quarantined.append(Quarantined(row.file, row.line, told))
-    known = {split: [row for row in inside[split] if row.label in words] for split in SPLITS}
+            name = names.get(in_words(row.label))
+            if name is not None:
+                known[split].append(replace(row, label=name))
+                continue
+            told = f"the label {row.label!r} is not among those of the training rows; correct it or delete the row"
+            quarantined.append(Quarantined(row.file, row.line, told))
     sizes = {"train": declaration.train_rows, "validation": declaration.test_rows, "test": declaration.test_rows}
     drawn = {split: draw(known[split], sizes[split], f"{declaration.name}/{split}") for split in SPLITS}
     train, validation, test = (
@@ -160,7 +170,7 @@ def _usable(rows: Iterable[Row], quarantined: list[Quarantined]) -> list[Row]:
         if problem is None and not row.label.strip():
             problem = "the label is empty; fill it in or delete the row"
         if problem is None:
-            good.append(row)
+            good.append(replace(row, label=row.label.strip()))
         else:
             quarantined.append(Quarantined(row.file, row.line, problem))
     return good

@@ -97,21 +97,22 @@ def class_stream(data: LabelledData, seed: int, tasks: int | None = None, classe
 def asked_on_validation(data: LabelledData) -> LabelledData:
     """The data with the validation rows as its questions, so that settings are chosen without a look at the test rows.
 
-    Where none are published, a tenth of each class's training rows are the questions, the same ones every time, and are
-    not trained on; a class of one row has none. Texts out of scope are those of the validation rows, too, if any.
+    Where none are published, a tenth of each class's training texts are the questions, the same ones every time, and
+    are not trained on; a class of one text has none. Texts out of scope are those of the validation rows, too, if any.
 
     Raises:
         TaskError: no class has a row to spare.
     """
     if data.validation:
         return replace(data, validation=(), test=data.validation, out_of_scope=data.out_of_scope_validation)
-    places: dict[str, list[int]] = defaultdict(list)
+    texts: dict[str, dict[str, list[int]]] = defaultdict(dict)
     for place, one in enumerate(data.train):
-        places[one.label].append(place)
-    held_out = set()
-    for label, own in places.items():
+        texts[one.label].setdefault(" ".join(one.text.split()).casefold(), []).append(place)
+    held_out: set[int] = set()
+    for label, own in texts.items():
         count = min(math.ceil(len(own) / 10), len(own) - 1)
-        held_out.update(random.Random(f"{data.declaration.name}/validation/{label}").sample(own, count))
+        for places in random.Random(f"{data.declaration.name}/validation/{label}").sample(list(own.values()), count):
+            held_out.update(places)
     if not held_out:
         raise TaskError(
             f"{data.declaration.name} has no validation rows, and no class has a second training row to hold out: "
