@@ -5,6 +5,7 @@ import re
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from sleep_pipeline.evaluation.statistics import Estimate
 
 GOOD: dict[str, Metric] = {
     "recall_gain": Estimate(0.6, 0.5, 0.7, 50),
-    "forgetting": Estimate(0.01, -0.01, 0.08, 100),
+    "forgetting_of_questions": Estimate(0.01, -0.01, 0.08, 100),
     "open_book_loss": Estimate(0.0, -0.03, 0.03, 50),
     "perplexity_increase": 0.02,
     "validation_passed": True,
@@ -45,7 +46,7 @@ def test_a_night_that_learned_and_forgot_nothing_is_promoted() -> None:
         ("recall_gain", Estimate(0.1, 0.0, 0.2, 50), r"\+0.100 \(\+0.000 to \+0.200\), not clearly above 0"),
         ("recall_gain", Estimate(1.0, 0.3, 1.0, 5), "rests on 5 questions; it takes 6"),
         ("recall_gain", 0.9, "has no interval"),
-        ("forgetting", Estimate(0.05, 0.0, 0.1, 50), "0.050, not below 0.05"),
+        ("forgetting_of_questions", Estimate(0.05, 0.0, 0.1, 50), "0.050, not below 0.05"),
         ("open_book_loss", 0.02, "0.020, not below 0.02"),
         ("perplexity_increase", 0.0201, r"\+2.01%, more than the 2.00% allowed"),
         ("validation_passed", False, "failed validation"),
@@ -115,16 +116,42 @@ def test_metrics_may_come_from_json() -> None:
 
 
 def test_limits_can_be_moved() -> None:
-    forgetful = {**GOOD, "forgetting": 0.2}
+    forgetful = {**GOOD, "forgetting_of_questions": 0.2}
     assert not decide(forgetful, GateSettings()).promote
     assert decide(forgetful, GateSettings(max_forgetting=0.3)).promote
 
 
 @pytest.mark.parametrize(("lost", "asked", "passes"), [(1, 12, True), (2, 12, False), (2, 24, False), (2, 41, True)])
 def test_one_question_may_be_lost_however_few_there_are(lost: int, asked: int, passes: bool) -> None:
-    metrics = {**GOOD, "forgetting": Estimate(lost / asked, 0.0, 0.3, asked)}
+    metrics = {**GOOD, "forgetting_of_questions": Estimate(lost / asked, 0.0, 0.3, asked)}
     assert decide(metrics, GateSettings()).promote == passes
     assert not decide(metrics, GateSettings(max_forgetting=0)).promote
+
+
+def life_of_noise(nights: int, seed: int, now: float = 0.93) -> Retention:
+    """32 questions a night, each right with 0.93 whenever it is asked; after the last night with `now`."""
+    rng = np.random.default_rng(seed)
+    rates = [0.93] * (nights - 1) + [now]
+    rows = [(rng.random((night + 1, 32)) < rate).astype(int).tolist() for night, rate in enumerate(rates)]
+    return Retention(tuple(tuple(map(tuple, row)) for row in rows))
+
+
+@pytest.mark.parametrize("nights", [20, 60, 120])
+def test_a_long_life_that_forgot_nothing_passes_whatever_chance_does_to_its_answers(nights: int) -> None:
+    for seed in range(3):
+        retention = life_of_noise(nights, seed)
+        metrics = {**GOOD, "forgetting_of_questions": evidence(retention, None, None, True)["forgetting_of_questions"]}
+        assert decide(metrics, GateSettings()).promote
+        if nights == 120:
+            scores = retention.means()[:, :-1]
+            assert np.mean(np.nanmax(scores[:-1], 0) - scores[-1]) > 0.06, "the best of many answers is above them"
+
+
+def test_a_long_life_that_lost_ten_points_fails() -> None:
+    for seed in range(3):
+        metrics = evidence(life_of_noise(120, seed, now=0.83), None, None, True)
+        decision = decide({**GOOD, "forgetting_of_questions": metrics["forgetting_of_questions"]}, GateSettings())
+        assert failed(decision) == ["forgetting_of_questions"]
 
 
 numbers = st.floats(allow_nan=True, allow_infinity=True) | st.none() | st.booleans()
@@ -152,7 +179,7 @@ def test_the_evidence_of_a_night_is_read_from_its_answers() -> None:
     assert values == pytest.approx(
         {
             "recall_gain": 1.0,
-            "forgetting": 1 / 8,
+            "forgetting_of_questions": 1 / 8,
             "open_book_loss": 0.25,
             "perplexity_increase": 0.05,
             "validation_passed": True,

@@ -147,11 +147,13 @@ def test_markup_is_built_from_text_and_attributes() -> None:
 def test_every_check_stands_with_value_interval_limit_and_reason(
     report: NightReport, changed: Callable[..., NightReport]
 ) -> None:
-    decision = decide({"forgetting": {"value": 0.25, "low": 0.125, "high": 0.5, "samples": 9}}, GateSettings())
+    decision = decide(
+        {"forgetting_of_questions": {"value": 0.25, "low": 0.125, "high": 0.5, "samples": 9}}, GateSettings()
+    )
     text = Page(render(changed(decision=decision))).text
     assert "Why rejected 5 of 5 checks failed." in text
     assert "The model in use is still night 6." in text
-    row = "Earlier nights forgotten ✗ failed 0.250 0.125 to 0.500 below 0.05 The forgetting of earlier nights is 0.250"
+    row = "Earlier nights forgotten ✗ failed 0.250 0.125 to 0.500 below 0.05 The forgetting of earlier nights since"
     assert row in text
 
 

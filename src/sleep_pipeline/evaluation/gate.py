@@ -18,7 +18,7 @@ from sleep_pipeline.evaluation.statistics import Estimate, paired_difference
 Metric = Estimate | float | bool | Mapping[str, Any] | None
 
 RECALL_GAIN = "recall_gain"
-FORGETTING = "forgetting"
+FORGETTING = "forgetting_of_questions"
 OPEN_BOOK_LOSS = "open_book_loss"
 OPEN_BOOK_LOSS_SINCE_BASE = "open_book_loss_since_base"
 PERPLEXITY_INCREASE = "perplexity_increase"
@@ -31,8 +31,9 @@ class GateSettings(BaseModel):
 
     Attributes:
         min_recall_gain: the lower end of the interval of closed-book recall, after minus before, must lie above it.
-        max_forgetting: forgetting of earlier nights must lie below it, every question counting alike; but one question
-            in all may be lost if it is above 0, since of fewer than twenty each would be too many.
+        max_forgetting: what earlier nights have lost since they were learned must lie below it, every question
+            counting alike; but one question in all may be lost if it is above 0, since of fewer than twenty each would
+            be too many.
         max_open_book_loss: open-book score, before minus after, must lie below it.
         max_perplexity_increase: perplexity on held-out text may rise by this share and no more.
         max_open_book_loss_since_base: open-book score of the model before any night, minus after this one, must lie
@@ -129,7 +130,7 @@ def evidence(
     """
     found: dict[str, Metric] = {
         RECALL_GAIN: retention.gain(),
-        FORGETTING: retention.forgetting_of_questions(seed) if len(retention) else None,
+        FORGETTING: retention.forgetting_of_questions() if len(retention) else None,
         OPEN_BOOK_LOSS: None if open_book is None else paired_difference(open_book[0], open_book[1], seed),
         PERPLEXITY_INCREASE: None if perplexity is None else _increase(*perplexity),
         VALIDATION: validation_passed,
@@ -234,7 +235,7 @@ def _below(metrics: Mapping[str, Metric], name: str, bound: float, what: str) ->
 
 
 def _forgetting(metrics: Mapping[str, Metric], bound: float) -> Check:
-    what = "forgetting of earlier nights"
+    what = "forgetting of earlier nights since they were learned"
     check, reading = _below(metrics, FORGETTING, bound, what), _read(metrics, FORGETTING)
     if check.passed or reading.value is None or not reading.samples or not 0 < bound:
         return check

@@ -200,18 +200,22 @@ class Retention:
     def forgetting(self, seed: int = 0) -> Estimate:
         """Best score before the last night minus the score after it, mean over earlier nights (Chaudhry et al. 2018).
 
-        The best of several noisy scores is too high on average, the more so in resamples: of two definitions this is
-        the stricter one, and its interval may lie above the value. Before the second night: 0 over 0 questions.
+        The best of several noisy scores is too high on average, the more so in resamples and the more nights there
+        are: this is an upper bound, which grows though nothing is lost, and its interval may lie above the value.
+        Before the second night: 0 over 0 questions.
         """
         return self._estimate(*_MEASURES["forgetting"], seed)
 
-    def forgetting_of_questions(self, seed: int = 0) -> Estimate:
-        """As `forgetting`, but questions weigh alike instead of nights.
+    def forgetting_of_questions(self) -> Estimate:
+        """As `forgetting_since_learned`, but questions weigh alike instead of nights.
 
-        A night of a single question, which is either right or wrong, then counts for no more than it can tell.
+        A night of a single question, which is either right or wrong, then counts for no more than it can tell. No
+        best is taken, so the number of nights alone does not raise it. Its interval is that of `paired_difference`.
         """
-        questions = np.array([len(row[-1]) for row in self.scores[:-1]], dtype=np.float64)
-        return self._estimate(lambda means: _forgotten(means) @ questions / questions.sum(), 2, seed)
+        if len(self.scores) < 2:
+            return _NOTHING
+        learned = [score for row in self.scores[:-1] for score in row[-1]]
+        return paired_difference(learned, [score for cell in self.scores[-1][:-1] for score in cell])
 
     def forgetting_since_learned(self, seed: int = 0) -> Estimate:
         """Score right after its own night minus the score after the last, mean over earlier nights: `-BWT`."""
@@ -282,6 +286,7 @@ class Retention:
             "backward_transfer": self.backward_transfer(seed),
             "forgetting": self.forgetting(seed),
             "forgetting_since_learned": self.forgetting_since_learned(seed),
+            "forgetting_of_questions": self.forgetting_of_questions(),
             "lost_last_night": self.lost_last_night(seed),
             "relative_recall": self.relative_recall(seed),
             "recall_gain": self.gain(),

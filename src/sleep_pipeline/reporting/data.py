@@ -36,7 +36,7 @@ class NightPoint:
     Attributes:
         night: its number.
         recall: closed-book score of its own questions right after it, 0 to 1.
-        forgetting: of earlier nights, 0 to 1.
+        forgetting: of earlier nights since they were learned, -1 to 1.
         open_book: score with the context at hand after the night, 0 to 1.
         seconds: the whole night.
     """

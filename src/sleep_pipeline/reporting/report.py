@@ -14,6 +14,8 @@ from sleep_pipeline.reporting.style import STYLE
 
 _CHECKS = {
     "recall_gain": "Recall gained",
+    "forgetting_of_questions": "Earlier nights forgotten",
+    # As nights of earlier releases call it.
     "forgetting": "Earlier nights forgotten",
     "open_book_loss": "Open-book skill lost",
     "open_book_loss_since_base": "Open-book skill lost since the base model",
@@ -25,8 +27,18 @@ _MEASURES = {
     "accuracy": ("Recall of all nights now (ACC)", "mean over all nights' questions after this night"),
     "accuracy_over_time": ("Recall over time", "mean of the above over the nights so far"),
     "backward_transfer": ("Backward transfer (BWT)", "now minus right after its own night, mean over earlier nights"),
-    "forgetting": ("Forgetting, from the best", "best score so far minus now, mean over earlier nights"),
-    "forgetting_since_learned": ("Forgetting, since learned", "right after its own night minus now"),
+    "forgetting": (
+        "Forgetting, from the best",
+        "best score so far minus now, mean over earlier nights; noise alone raises it",
+    ),
+    "forgetting_since_learned": (
+        "Forgetting, since learned",
+        "right after its own night minus now, mean over earlier nights",
+    ),
+    "forgetting_of_questions": (
+        "Forgetting, question by question",
+        "right after its own night minus now, mean over all earlier questions; the gate decides by it",
+    ),
     "lost_last_night": ("Lost in this night", "before this night minus now, mean over earlier nights"),
     "relative_recall": ("Relative recall", "without the context right after a night, as a share of with it"),
     "recall_gain": ("Recall gained in this night", "on its own questions: after minus before"),
@@ -95,7 +107,7 @@ def _tiles(report: NightReport) -> Html | None:
         before = "" if gain is None else f"{percent(own - gain.value)} → "
         tiles.append((f"{before}{percent(own)}", f"of tonight's {asked} questions right without the context"))
         if len(report.retention) > 1:
-            tiles.append((percent(report.retention.forgetting().value, 1), "of earlier nights forgotten"))
+            tiles.append((percent(report.retention.forgetting_of_questions().value, 1), "of earlier nights forgotten"))
     if report.history and report.history[-1].open_book is not None:
         tiles.append((percent(report.history[-1].open_book), "right with the context at hand"))
     tiles.append((str(report.memories.learned), "memories learned"))

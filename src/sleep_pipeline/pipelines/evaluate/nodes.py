@@ -310,12 +310,13 @@ def register_night(
     from dataclasses import asdict
     from datetime import UTC, datetime
 
+    from sleep_pipeline.evaluation.gate import FORGETTING
     from sleep_pipeline.registry import BASE, Night, NightRegistry, manifest_digest
 
     registry = NightRegistry(models_folder)
     scores = {
         name: metrics[name]["value"] if isinstance(metrics.get(name), dict) else metrics.get(name)
-        for name in ("recall", "open_book", "relative_recall", "forgetting", "accuracy", "reading", "perplexity")
+        for name in ("recall", "open_book", "relative_recall", FORGETTING, "accuracy", "reading", "perplexity")
     }
     known = registry.nights().get(night)
     live = [BASE, *(each.number for each in registry.lineage())]
@@ -464,7 +465,10 @@ def _examples(replies: Table, night: int, most: int) -> tuple[list[Any], list[An
 
 
 def _history(reporting_folder: Path, metrics: dict[str, Any]) -> list[Any]:
-    """The night and its ancestors, oldest first, as points of the curves."""
+    """The night and its ancestors, oldest first, as points of the curves.
+
+    Forgetting is drawn as the mean over nights, which those of earlier releases have measured as well.
+    """
     from sleep_pipeline.reporting import NightPoint
 
     def value(found: dict[str, Any], name: str) -> float | None:
@@ -478,7 +482,7 @@ def _history(reporting_folder: Path, metrics: dict[str, Any]) -> list[Any]:
             NightPoint(
                 found["night"],
                 value(found, "recall"),
-                value(found, "forgetting"),
+                value(found, "forgetting_since_learned"),
                 value(found, "reading"),
                 sum(found["seconds"].values()),
             )
