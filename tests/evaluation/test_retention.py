@@ -1,6 +1,7 @@
 """The matrix of what was kept, against loops that are too simple to be wrong."""
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -163,6 +164,32 @@ def test_intervals_are_those_of_drawing_questions_with_all_their_answers(measure
     estimate = retention.summary()[measure]
     assert isinstance(estimate, Estimate)
     assert (estimate.low, estimate.high) == pytest.approx(slow_bootstrap(retention, measure, seed=11), abs=0.025)
+
+
+def test_a_life_of_two_hundred_nights_is_measured_in_little_memory() -> None:
+    nights, asked, resamples = 200, 16, 150
+    rng = np.random.default_rng(2)
+    kept = [(rng.random((nights - j, asked)) < 0.9).astype(int).tolist() for j in range(nights)]
+    retention = Retention(tuple(tuple(tuple(kept[j][i - j]) for j in range(i + 1)) for i in range(nights)))
+    tracemalloc.start()
+    summary = retention.summary(seed=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 300e6
+    values = {name: estimate.value for name, estimate in summary.items() if estimate is not None}
+    assert values == pytest.approx(slow_measures(retention))
+
+    answers = [np.array(cells) for cells in kept]
+    lost, best = np.zeros((2, resamples, nights - 1))
+    for draw in range(resamples):
+        for j in range(nights - 1):
+            R = answers[j][:, rng.integers(asked, size=asked)].mean(1)
+            lost[draw, j], best[draw, j] = R[0] - R[-1], R[:-1].max() - R[-1]
+    for name, drawn in (("forgetting_since_learned", lost), ("forgetting", best)):
+        low, high = np.quantile(drawn.mean(1), [0.025, 0.975])
+        estimate = summary[name]
+        assert estimate is not None
+        assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=0.2 * (high - low)), name
 
 
 def test_pairing_shows_that_equal_answers_were_not_forgotten() -> None:

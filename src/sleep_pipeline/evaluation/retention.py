@@ -9,7 +9,7 @@ questions alone, not of what another seed would have trained.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,36 +29,41 @@ _NOTHING = Estimate(0.0, 0.0, 0.0, 0)
 
 @dataclass(frozen=True)
 class _Means:
-    """Mean scores, each with any number of leading axes: `R` is `[..., T, T]`, the others `[..., T]`."""
+    """What the measures need of the mean scores, night by night: each `[..., T]` with any number of leading axes.
 
-    R: Floats
+    R itself, `[..., T, T]`, would take gigabytes for resamples of some hundreds of nights.
+
+    Attributes:
+        own: right after a night.
+        last: after the last night.
+        before_last: after the last night but one; NaN for the last night.
+        best: the best before the last night; NaN for the last night.
+        over_time: the night's part in the mean over the nights of the accuracy after each.
+        open_book: of the teacher; NaN where it was not asked.
+    """
+
+    own: Floats
+    last: Floats
+    before_last: Floats
+    best: Floats
+    over_time: Floats
     open_book: Floats
 
 
 def _accuracy(means: _Means) -> Floats:
-    return means.R[..., -1, :].mean(-1)
+    return means.last.mean(-1)
 
 
 def _accuracy_over_time(means: _Means) -> Floats:
-    nights = means.R.shape[-1]
-    return np.stack([means.R[..., i, : i + 1].mean(-1) for i in range(nights)], -1).mean(-1)
-
-
-def _right_after(means: _Means) -> Floats:
-    return np.diagonal(means.R, axis1=-2, axis2=-1)
+    return means.over_time.sum(-1)
 
 
 def _backward_transfer(means: _Means) -> Floats:
-    return (means.R[..., -1, :-1] - _right_after(means)[..., :-1]).mean(-1)
-
-
-def _forgotten(means: _Means) -> Floats:
-    earlier = np.where(np.isnan(means.R[..., :-1, :-1]), -np.inf, means.R[..., :-1, :-1]).max(-2)
-    return earlier - means.R[..., -1, :-1]
+    return (means.last - means.own)[..., :-1].mean(-1)
 
 
 def _forgetting(means: _Means) -> Floats:
-    return _forgotten(means).mean(-1)
+    return (means.best - means.last)[..., :-1].mean(-1)
 
 
 def _forgetting_since_learned(means: _Means) -> Floats:
@@ -66,12 +71,12 @@ def _forgetting_since_learned(means: _Means) -> Floats:
 
 
 def _lost_last_night(means: _Means) -> Floats:
-    return (means.R[..., -2, :-1] - means.R[..., -1, :-1]).mean(-1)
+    return (means.before_last - means.last)[..., :-1].mean(-1)
 
 
 def _relative_recall(means: _Means) -> Floats:
     known = ~np.isnan(means.open_book)
-    learned = np.where(known, _right_after(means), 0.0).sum(-1)
+    learned = np.where(known, means.own, 0.0).sum(-1)
     readable = np.where(known, means.open_book, 0.0).sum(-1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(readable > 0, learned / readable, np.nan)
@@ -180,22 +185,26 @@ class Retention:
 
     def means(self) -> Floats:
         """Return R, shares `[T, T]`; NaN above the diagonal, where a night had not been yet."""
-        return self._means().R
+        nights = len(self.scores)
+        R = np.full((nights, nights), np.nan)
+        for j in range(nights):
+            R[j:, j] = self._answers_to(j).mean(-1)
+        return R
 
     def accuracy(self, seed: int = 0) -> Estimate:
         """ACC: mean over all nights' questions after the last night (Lopez-Paz and Ranzato 2017)."""
-        return self._estimate(*_MEASURES["accuracy"], seed)
+        return self._estimate("accuracy", seed)
 
     def accuracy_over_time(self, seed: int = 0) -> Estimate:
         """Mean over the nights of what ACC was after each of them."""
-        return self._estimate(*_MEASURES["accuracy_over_time"], seed)
+        return self._estimate("accuracy_over_time", seed)
 
     def backward_transfer(self, seed: int = 0) -> Estimate:
         """BWT: after the last night minus right after its own, mean over earlier nights (Lopez-Paz and Ranzato 2017).
 
         Negative where nights were forgotten. Nothing can be before the second night: 0 over 0 questions.
         """
-        return self._estimate(*_MEASURES["backward_transfer"], seed)
+        return self._estimate("backward_transfer", seed)
 
     def forgetting(self, seed: int = 0) -> Estimate:
         """Best score before the last night minus the score after it, mean over earlier nights (Chaudhry et al. 2018).
@@ -204,7 +213,7 @@ class Retention:
         are: this is an upper bound, which grows though nothing is lost, and its interval may lie above the value.
         Before the second night: 0 over 0 questions.
         """
-        return self._estimate(*_MEASURES["forgetting"], seed)
+        return self._estimate("forgetting", seed)
 
     def forgetting_of_questions(self) -> Estimate:
         """As `forgetting_since_learned`, but questions weigh alike instead of nights.
@@ -219,22 +228,23 @@ class Retention:
 
     def forgetting_since_learned(self, seed: int = 0) -> Estimate:
         """Score right after its own night minus the score after the last, mean over earlier nights: `-BWT`."""
-        return self._estimate(*_MEASURES["forgetting_since_learned"], seed)
+        return self._estimate("forgetting_since_learned", seed)
 
     def lost_last_night(self, seed: int = 0) -> Estimate:
         """Score before the last night minus the score after it, mean over earlier nights: what it alone cost."""
-        return self._estimate(*_MEASURES["lost_last_night"], seed)
+        return self._estimate("lost_last_night", seed)
 
     def relative_recall(self, seed: int = 0) -> Estimate | None:
         """Closed-book right after a night as a share of the teacher's open-book score, over nights that have both.
 
         Nights weigh alike in the sums above and below the line. None if no teacher was asked or none knew anything.
         """
-        asked = [len(self.scores[j][j]) for j, cell in enumerate(self.open_book) if cell is not None and any(cell)]
-        if not asked:
-            return None
-        estimate = self._estimate(*_MEASURES["relative_recall"], seed)
-        return Estimate(estimate.value, estimate.low, estimate.high, sum(asked))
+        readable = self._readable()
+        return replace(self._estimate("relative_recall", seed), samples=readable) if readable else None
+
+    def _readable(self) -> int:
+        """Questions of the nights whose teacher was right at all."""
+        return sum(len(cell) for cell in self.open_book if cell is not None and any(cell))
 
     def gain(self) -> Estimate | None:
         """Closed-book after the last night minus before it, on its own questions; None if not asked before.
@@ -273,22 +283,19 @@ class Retention:
         # A life that is drawn twice gets questions of its own each time.
         which, drawn = rng.integers(len(draws), size=draws.shape), rng.integers(len(lives), size=draws.shape)
         low, high = np.nanquantile(draws[which, drawn].mean(1), [0.025, 0.975])
-        asked = sum(life._estimate(of, least, seed).samples for life in lives)
+        asked = sum(life._asked(least) for life in lives)
         return Estimate(float(values.mean()), float(low), float(high), asked)
 
     def summary(self, seed: int = 0) -> dict[str, Estimate | None]:
         """Return every measure by name; empty without a night."""
         if not self.scores:
             return {}
+        readable = self._readable()
+        measured = self._estimates([name for name in _MEASURES if readable or name != "relative_recall"], seed)
         return {
-            "accuracy": self.accuracy(seed),
-            "accuracy_over_time": self.accuracy_over_time(seed),
-            "backward_transfer": self.backward_transfer(seed),
-            "forgetting": self.forgetting(seed),
-            "forgetting_since_learned": self.forgetting_since_learned(seed),
+            **measured,
             "forgetting_of_questions": self.forgetting_of_questions(),
-            "lost_last_night": self.lost_last_night(seed),
-            "relative_recall": self.relative_recall(seed),
+            "relative_recall": replace(measured["relative_recall"], samples=readable) if readable else None,
             "recall_gain": self.gain(),
         }
 
@@ -331,32 +338,48 @@ class Retention:
         return frame.astype({"after_night": "Int64", "of_night": "int64", "question": "int64", "right": "int8"})
 
     def _means(self, rng: np.random.Generator | None = None, resamples: int = 0) -> _Means:
-        """Means over the questions, or over `resamples` draws of them with replacement, `[resamples, ...]`."""
+        """Means over the questions, or over `resamples` draws of them with replacement, `[resamples, T]`."""
         nights = len(self.scores)
-        shape = () if rng is None else (resamples,)
-        R = np.full((*shape, nights, nights), np.nan)
-        open_book = np.full((*shape, nights), np.nan)
+        shape = (nights,) if rng is None else (resamples, nights)
+        means = _Means(*(np.full(shape, np.nan) for _ in fields(_Means)))
+        share = 1 / (nights * np.arange(1, nights + 1))
         for j in range(nights):
             asked = len(self.scores[j][j])
             weights = np.full(asked, 1 / asked)
             if rng is not None:
                 weights = rng.multinomial(asked, weights, size=resamples) / asked
-            answers = np.array([self.scores[i][j] for i in range(j, nights)], dtype=np.float64)
-            R[..., j:, j] = weights @ answers.T
+            column = weights @ self._answers_to(j).T
+            means.own[..., j], means.last[..., j] = column[..., 0], column[..., -1]
+            means.over_time[..., j] = column @ share[j:]
+            if j < nights - 1:
+                means.before_last[..., j], means.best[..., j] = column[..., -2], column[..., :-1].max(-1)
             if (teacher := self.open_book[j]) is not None:
-                open_book[..., j] = weights @ np.array(teacher, dtype=np.float64)
-        return _Means(R, open_book)
+                means.open_book[..., j] = weights @ np.array(teacher, dtype=np.float64)
+        return means
 
-    def _estimate(self, measure: Callable[[_Means], Floats], least: int, seed: int) -> Estimate:
+    def _answers_to(self, j: int) -> Floats:
+        """The answers to a night's questions since, `[nights since, questions]`."""
+        return np.array([row[j] for row in self.scores[j:]], dtype=np.float64)
+
+    def _estimate(self, name: str, seed: int) -> Estimate:
+        return self._estimates([name], seed)[name]
+
+    def _estimates(self, names: Sequence[str], seed: int) -> dict[str, Estimate]:
+        """Measures by name, all of them of the same draws."""
         if not self.scores:
             raise ValueError("no night has been evaluated yet: append one first")
-        if len(self.scores) < least:
-            return _NOTHING
-        value = float(measure(self._means()))
-        draws = measure(self._means(np.random.default_rng(seed), _RESAMPLES))
-        low, high = np.nanquantile(draws, [0.025, 0.975])
-        counted = len(self.scores) - (least - 1)
-        return Estimate(value, float(low), float(high), sum(len(self.scores[j][j]) for j in range(counted)))
+        means, draws = self._means(), self._means(np.random.default_rng(seed), _RESAMPLES)
+        found = dict.fromkeys(names, _NOTHING)
+        for name in names:
+            measure, least = _MEASURES[name]
+            if len(self.scores) >= least:
+                low, high = np.nanquantile(measure(draws), [0.025, 0.975])
+                found[name] = Estimate(float(measure(means)), float(low), float(high), self._asked(least))
+        return found
+
+    def _asked(self, least: int) -> int:
+        """Questions behind a measure that takes so many nights."""
+        return sum(len(row[-1]) for row in self.scores[: len(self.scores) - (least - 1)])
 
 
 def _answers(cell: Sequence[int]) -> Answers:
