@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,17 @@ def test_what_is_saved_is_loaded(tmp_path: Path, form: Any, data: Any) -> None:
     dataset.save(data)
     assert dataset.exists()
     assert dataset.load() == data
+
+
+def test_json_is_what_it_was_but_for_lists_of_numbers_which_take_one_line(tmp_path: Path) -> None:
+    data = {"scores": [[[1, 0, 1]], [[1, 1, 1], []]], "before": [None, [0.5]], "kinds": {}, 'ü"': ["a", "b"], 3: True}
+    dataset = FileDataset(str(tmp_path / "f.json"), "json")
+    dataset.save(data)
+    assert dataset.load() == json.loads(json.dumps(data))
+    lines = [line.strip() for line in dataset.path.read_text(encoding="utf-8").splitlines()]
+    assert "[1, 0, 1]" in lines and '"ü\\"": [' in lines and '"3": true' in lines
+    dataset.path.write_text(json.dumps(data, indent=2), encoding="utf-8")
+    assert dataset.load() == json.loads(json.dumps(data)), "as earlier releases wrote it"
 
 
 def test_tables_keep_their_types(tmp_path: Path) -> None:

@@ -23,8 +23,20 @@ def _read_parquet(path: Path) -> Any:
     return pd.read_parquet(path)
 
 
+def _json_lines(data: Any, indent: str = "") -> str:
+    """JSON for people, but a list of numbers on one line: the answers of some hundred nights are hundred thousands."""
+    inner = indent + "  "
+    if isinstance(data, dict) and data:
+        names = (json.dumps({name: 0}, ensure_ascii=False)[1:-2] for name in data)
+        parts = [f"{name}{_json_lines(value, inner)}" for name, value in zip(names, data.values(), strict=True)]
+        return f"{{\n{inner}" + f",\n{inner}".join(parts) + f"\n{indent}}}"
+    if isinstance(data, (list, tuple)) and not all(isinstance(item, (int, float)) for item in data):
+        return f"[\n{inner}" + f",\n{inner}".join(_json_lines(item, inner) for item in data) + f"\n{indent}]"
+    return json.dumps(data, ensure_ascii=False, allow_nan=False)
+
+
 def _write_json(data: Any, path: Path) -> None:
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(_json_lines(data) + "\n", encoding="utf-8")
 
 
 def _read_json(path: Path) -> Any:
