@@ -231,6 +231,29 @@ def test_a_disk_without_room_for_what_the_night_leaves_is_a_problem(
     assert f"06_models has {free:,} bytes left, and the night needs {free + 1:,}: make room" in told
 
 
+def test_after_pruning_the_next_night_is_planned_as_before(project: Path) -> None:
+    def weigh(folder: str) -> None:
+        path = project / "data/06_models" / folder
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "weights").write_bytes(bytes(5_000_000))
+
+    for number, promoted in ((1, True), (2, True), (3, False)):
+        collected(project, number)
+        night(project, number, 1.0, promoted)
+        for folder in ("", "seeded/"):
+            weigh(f"{folder}night_{number:03d}")
+        pd.DataFrame({"question": ["Who?"]}).to_parquet(project / f"data/03_primary/night_{number:03d}/probes.parquet")
+        (project / f"data/08_reporting/night_{number:03d}/retention.json").touch()
+    before = planned()
+    pruned = CliRunner().invoke(cli, ["prune", "--keep=1", "--yes"])
+    assert pruned.exit_code == 0, pruned.output
+    after = planned()
+    assert (after["night"], after["parent"], after["problems"]) == (4, 2, [])
+    assert after["needs"]["disk"] == pytest.approx(before["needs"]["disk"], rel=1e-3)
+    unchanged = ("nodes", "memories", "work", "seconds")
+    assert [after[part] for part in unchanged] == [before[part] for part in unchanged]
+
+
 def test_a_champion_without_its_checkpoint_is_an_error(project: Path) -> None:
     night(project, 1, 1.0)
     shutil.rmtree(project / "data/06_models/night_001")

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from sleep_pipeline.cli import cli
 from sleep_pipeline.night_model import LevelSettings, MachineSettings, MemorySettings, NightModel, StorePart, open_model
-from sleep_pipeline.registry import BASE, MANIFEST, Night, NightRegistry, RegistryError, manifest_digest
+from sleep_pipeline.registry import BASE, MANIFEST, Night, NightRegistry, PrunedError, RegistryError, manifest_digest
 from sleep_pipeline.seeding.settings import ReplaySettings
 from sleep_pipeline.waking import Awake, view_before, wake_night
 
@@ -145,6 +145,17 @@ def test_the_parents_checkpoint_is_read_only_where_experts_were_changed(life: Pa
     shutil.rmtree(copied / "night_003")
     with pytest.raises(RegistryError, match="night_003 holds no complete checkpoint"):
         woken(copied, 4)
+
+
+@pytest.mark.slow
+def test_a_night_whose_parent_was_pruned_answers_alone_and_a_pruned_one_not_at_all(life: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(life, tmp_path / "life")
+    NightRegistry(copied).prune([1, 2])
+    for number in (1, 2):
+        shutil.rmtree(copied / f"night_{number:03d}")
+    assert [side.label for side in woken(copied, 3).sides] == ["night 3"]
+    with pytest.raises(PrunedError, match="the checkpoint of night 2 was pruned"):
+        woken(copied, 2)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@
     sleep-pipeline plan                          what would the next night do?
     sleep-pipeline lineage                       which night grew from which
     sleep-pipeline rollback                      take the last night back
+    sleep-pipeline prune                         free the disk of models that nothing needs any more
     sleep-pipeline dvc render                    the nights as stages of DVC
     sleep-pipeline dvc restore                   nights that dvc pull fetched, back into the register
     sleep-pipeline wake                          talk with the model of a night, and with the one before it
@@ -26,6 +27,7 @@ from sleep_pipeline.cli_dvc import dvc
 from sleep_pipeline.cli_nights import lineage, rollback
 from sleep_pipeline.cli_plan import plan
 from sleep_pipeline.cli_project import environment_option, project_root
+from sleep_pipeline.cli_prune import prune
 from sleep_pipeline.cli_wake import wake
 from sleep_pipeline.environment import apply_defaults
 
@@ -43,6 +45,7 @@ def cli() -> None:
 cli.add_command(dvc)
 cli.add_command(lineage)
 cli.add_command(rollback)
+cli.add_command(prune)
 cli.add_command(plan)
 cli.add_command(wake)
 

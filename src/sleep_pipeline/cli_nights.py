@@ -75,7 +75,7 @@ def _verdict(night: Night) -> str:
     return "passed the gate" if night.decision.get("promote") else "did not pass the gate"
 
 
-def _describe(night: Night, names: Sequence[str]) -> str:
+def _describe(registry: NightRegistry, night: Night, names: Sequence[str]) -> str:
     marks = f" [{', '.join(names)}]" if names else ""
     count = len(night.memories)
     parts = [
@@ -83,6 +83,7 @@ def _describe(night: Night, names: Sequence[str]) -> str:
         _scores(night),
         f"{count} {'memory' if count == 1 else 'memories'}",
         _verdict(night),
+        "pruned" if registry.lacks(night) else "",
     ]
     return printable("; ".join(part for part in parts if part))
 
@@ -105,9 +106,9 @@ def tree(registry: NightRegistry) -> Iterator[str]:
         while grown := children.get(number):
             *branches, main = sorted(grown, key=lambda night: (night.number in live, night.number))
             for branch in branches:
-                yield f"{indent}|  +- {_describe(branch, marks(branch.number))}"
+                yield f"{indent}|  +- {_describe(registry, branch, marks(branch.number))}"
                 yield from below(branch.number, f"{indent}|  ")
-            yield f"{indent}+- {_describe(main, marks(main.number))}"
+            yield f"{indent}+- {_describe(registry, main, marks(main.number))}"
             number = main.number
 
     yield from below(BASE, "")
@@ -170,7 +171,7 @@ def lineage(night: int | None, as_json: bool, env: str | None, models: Path | No
             return
         names = sorted(alias for alias, at in registry.aliases().items() if at == night)
         click.echo(" -> ".join(["base model", *(f"night {number}" for number in nights)]))
-        click.echo(_describe(nights[night], names))
+        click.echo(_describe(registry, nights[night], names))
         for check in nights[night].decision.get("checks", ()):
             click.echo(printable(f"  {'passed' if check['passed'] else 'FAILED'}  {check['reason']}"))
         click.echo(f"learned {len(memories)} {'memory' if len(memories) == 1 else 'memories'}:")
@@ -197,6 +198,8 @@ def rollback(to: int | None, yes: bool, env: str | None, models: Path | None) ->
     try:
         aliases = registry.aliases()
         before, after = aliases.get("champion", BASE), registry.rollback_target(to)
+        if after != BASE:
+            registry.checkpoint(after)
         known = {digest for night in registry.lineage(after) for digest in night.memories}
         lost = len(registry.known_memories() - known)
         click.echo(

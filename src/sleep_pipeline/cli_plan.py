@@ -27,7 +27,8 @@ def _parameters(context: click.Context, option: click.Parameter, value: str) -> 
     return given
 
 
-def _bytes(count: int | None) -> str:
+def size_in_words(count: int | None) -> str:
+    """Return a number of bytes for people."""
     if count is None:
         return "unknown"
     value = float(count)
@@ -78,10 +79,10 @@ def _lines(plan: Plan) -> Iterator[str]:
 
 def _costs(plan: Plan) -> Iterator[str]:
     needs = plan.needs
-    yield f"{'disk':<12} about {_bytes(needs.disk)}, {_bytes(needs.disk_free)} free"
+    yield f"{'disk':<12} about {size_in_words(needs.disk)}, {size_in_words(needs.disk_free)} free"
     yield (
-        f"{'memory':<12} model {_bytes(needs.base)}, experts {_bytes(needs.experts)}, copies that try dreams at most "
-        f"{_bytes(needs.trials)}; {_bytes(needs.memory_free)} free"
+        f"{'memory':<12} model {size_in_words(needs.base)}, experts {size_in_words(needs.experts)}, "
+        f"copies that try dreams at most {size_in_words(needs.trials)}; {size_in_words(needs.memory_free)} free"
     )
     if plan.seconds is None:
         yield f"{'time':<12} no night to judge by yet"

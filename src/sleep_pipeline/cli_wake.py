@@ -68,7 +68,10 @@ def _load(night: int | None, env: str | None) -> Awake:
         if night is None and champion is not None:
             night = champion.number
         if night is not None:
-            return wake_night(registry, night, machine)
+            awake = wake_night(registry, night, machine)
+            if len(awake.sides) == 1:
+                click.echo(f"The night before it was pruned, so night {night} answers alone.", err=True)
+            return awake
         click.echo(
             "No night is live, so the base model answers alone; --night N asks a night that was rejected.", err=True
         )

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sleep_pipeline.datasets import PretrainedDataset
+from sleep_pipeline.dreaming.settings import DREAMER
 from sleep_pipeline.night_hook import NightRoomError, check_ancestors, check_register, check_room
 from sleep_pipeline.night_lock import NightLock
 from sleep_pipeline.night_number import check_turn, folder_of
@@ -300,12 +302,24 @@ def _questions(catalog: CatalogProtocol[Any, Any], registry: NightRegistry, pare
 
 
 def _size(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any], night: int, judged_by: tuple[int, ...]) -> int | None:
-    """Bytes that the last night left; None without one."""
+    """Bytes that the last night left; None without one.
+
+    A model that was pruned since counts as much as the largest that is left of the last nights, which holds the
+    dreamer as well.
+    """
     if not judged_by:
         return None
-    total = 0
+    total = pruned = largest = 0
     for output in pipeline.all_outputs():
-        path = Path(str(path_of(catalog, output)).replace(folder_of(night), folder_of(judged_by[-1])))
-        files = path.rglob("*") if path.is_dir() else [path]
-        total += sum(file.stat().st_size for file in files if file.is_file())
-    return total
+        own = str(path_of(catalog, output))
+        last, *before = (Path(own.replace(folder_of(night), folder_of(number))) for number in judged_by[::-1])
+        total += _bytes(last)
+        if isinstance(catalog.get(output), PretrainedDataset):
+            pruned += output != DREAMER and not last.exists()
+            largest = max(largest, *(_bytes(path) for path in (last, *before)))
+    return total + pruned * largest
+
+
+def _bytes(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())

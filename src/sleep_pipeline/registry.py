@@ -31,6 +31,10 @@ class RegistryError(ValueError):
     """The register does not allow this, or does not fit what is on the disk; nothing was changed."""
 
 
+class PrunedError(RegistryError):
+    """The checkpoint of a night was deleted to free the disk."""
+
+
 @dataclass(frozen=True)
 class Night:
     """One night that ended.
@@ -45,6 +49,7 @@ class Night:
         scores: what stands in a table of nights, by name.
         memories: digests of the memories it learned.
         status: `rejected` once the gate or a person has turned it down.
+        pruned: whether its checkpoint was deleted to free the disk; DVC may have brought it back since.
     """
 
     number: int
@@ -56,6 +61,7 @@ class Night:
     scores: Mapping[str, float | None] = field(default_factory=dict)
     memories: tuple[str, ...] = ()
     status: Status = "complete"
+    pruned: bool = False
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Night:
@@ -137,10 +143,16 @@ class NightRegistry:
         """Return a night's checkpoint folder, after making sure that it is there and the one that was registered.
 
         Raises:
+            PrunedError: its checkpoint was pruned.
             RegistryError: the night is unknown, or its checkpoint is missing or has another manifest.
         """
         night = self.night(number)
         folder = self.folder / night.checkpoint
+        if self.lacks(night):
+            raise PrunedError(
+                f"the checkpoint of night {number} was pruned to free the disk: it can neither go live nor be asked. "
+                f"If DVC has it, `dvc checkout {folder}` brings it back"
+            )
         found = manifest_digest(folder)
         if found != night.manifest_digest:
             raise RegistryError(
@@ -214,6 +226,23 @@ class NightRegistry:
         }
         if night.status != "rejected" or kept != aliases:
             self._write({**nights, number: replace(night, status="rejected")}, kept)
+
+    def lacks(self, night: Night) -> bool:
+        """Return whether a night's checkpoint was pruned, and nobody has brought it back."""
+        return night.pruned and not (self.folder / night.checkpoint / MANIFEST).is_file()
+
+    def prune(self, numbers: Iterable[int]) -> None:
+        """Note that the checkpoints of nights are about to be deleted.
+
+        Raises:
+            RegistryError: a night is unknown, or live.
+        """
+        nights, aliases = self._read()
+        pruned = {number: replace(_known(nights, number), pruned=True) for number in numbers}
+        if (champion := aliases.get("champion", BASE)) in pruned:
+            raise RegistryError(f"night {champion} is the champion: its checkpoint is what the next night grows from")
+        if pruned:
+            self._write({**nights, **pruned}, aliases)
 
     def restore(self, records: Iterable[Mapping[str, Any]]) -> list[int]:
         """Enter nights that were lived elsewhere, as each of them told when it was registered.

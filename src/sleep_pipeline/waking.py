@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sleep_pipeline.night_model import MachineSettings, MemorySettings, NightModel, open_model
-from sleep_pipeline.registry import BASE, MANIFEST, NightRegistry, RegistryError
+from sleep_pipeline.registry import BASE, MANIFEST, NightRegistry, PrunedError, RegistryError
 from sleep_pipeline.seeding.settings import ReplaySettings
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Awake:
 
     Attributes:
         opened: the network.
-        sides: the parent, then the night; the base model alone before the first night.
+        sides: the parent, then the night; one alone before the first night, or where the parent was pruned.
     """
 
     opened: NightModel
@@ -106,7 +106,8 @@ def wake_night(registry: NightRegistry, number: int, machine: MachineSettings) -
     """Load the model of a night so that it can be asked as it is and as it was before that night.
 
     Model and memory are those that the checkpoint names. The parent is a view of the same network that leaves the
-    night's expert out; where the night changed older experts, these are read from the parent's checkpoint.
+    night's expert out; where the night changed older experts, these are read from the parent's checkpoint, and if that
+    was pruned, the night answers alone.
 
     Raises:
         RegistryError: the night is unknown, or a checkpoint that is needed is missing or another one.
@@ -115,9 +116,13 @@ def wake_night(registry: NightRegistry, number: int, machine: MachineSettings) -
     """
     parent = registry.night(number).parent
     opened = _opened(registry, number, machine)
-    before = view_before(opened.model, number, parent, registry)
+    own = Side(f"night {number}", nullcontext)
+    try:
+        before = view_before(opened.model, number, parent, registry)
+    except PrunedError:
+        return Awake(opened, (own,))
     label = f"night {parent}" if parent != BASE else "base model"
-    return Awake(opened, (Side(f"parent ({label})", before), Side(f"night {number}", nullcontext)))
+    return Awake(opened, (Side(f"parent ({label})", before), own))
 
 
 def _opened(registry: NightRegistry, number: int, machine: MachineSettings | None) -> NightModel:
