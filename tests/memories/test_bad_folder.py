@@ -75,7 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "download.txt.part": b"Half a download.",
         "latin1.txt": "Die Straße nach Köln.".encode("latin-1"),
         "latin1.jsonl": b'{"text": "A good neighbour."}\n{"text": "caf\xe9"}\n{"text": "Another good neighbour."}\n',
-        "list.json": b'[{"text": "x"}]',
+        "list.json": b'[{"text": "The first of a list."}, 2, {"text": "cut o',
         "long.jsonl": (text("Before the long line.") + "\n").encode()
         + b'{"text": "'
         + b"x" * LONG_LINE
@@ -124,6 +124,7 @@ GOOD = [
     ("duplicate.txt", 1, "The first  good\nline."),
     ("latin1.jsonl", 1, "A good neighbour."),
     ("latin1.jsonl", 3, "Another good neighbour."),
+    ("list.json", 1, "The first of a list."),
     ("long.jsonl", 1, "Before the long line."),
     ("long.jsonl", 3, "After the long line."),
     ("long.txt", 1, "A good section."),
@@ -161,7 +162,8 @@ BAD = {
     ("gone.txt", 0): "leads nowhere",
     ("latin1.jsonl", 2): "0xe9) is not UTF-8, perhaps Latin-1",
     ("latin1.txt", 1): "0xdf) is not UTF-8, perhaps Latin-1",
-    ("list.json", 0): "save the file as .jsonl",
+    ("list.json", 2): "the row is a number",
+    ("list.json", 3): "ends within the row",
     ("long.jsonl", 2): "longer than 1048576 bytes",
     ("long.txt", 4): "longer than 1048576 bytes",
     ("nul.jsonl", 2): "NUL",

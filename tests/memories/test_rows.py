@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from sleep_pipeline.memories.rows import BadRow, read_row
+from sleep_pipeline.memories.bad_rows import BadRow
+from sleep_pipeline.memories.rows import read_row
 
 ASKED = {"role": "user", "content": "Where is Elno?"}
 SAID = {"role": "assistant", "content": "In Drask."}

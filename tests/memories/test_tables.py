@@ -95,7 +95,7 @@ def test_a_table_of_bytes_is_called_that(tmp_path: Path) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.binary(max_size=400), st.sampled_from(["jsonl", "csv", "md", "txt", "parquet"]))
+@given(st.binary(max_size=400), st.sampled_from(["json", "jsonl", "csv", "md", "txt", "parquet"]))
 def test_nothing_that_a_file_holds_is_an_error(tmp_path_factory: pytest.TempPathFactory, junk: bytes, end: str) -> None:
     folder = tmp_path_factory.mktemp("junk")
     reading = read(folder, f"a.{end}", junk)

@@ -18,6 +18,7 @@ READERS: dict[str, str] = {
     ".text": "text",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".json": "json",
     ".csv": "csv",
     ".tsv": "csv",
     ".parquet": "parquet",
@@ -129,6 +130,4 @@ def _link_problem(path: Path, root: Path, outside_links: bool) -> str | None:
 
 def _unknown(suffix: str) -> str:
     known = ", ".join(READERS)
-    if suffix.lower() == ".json":
-        return "JSON is read with one object a line; save the file as .jsonl, for instance with jq -c '.[]'"
     return f"files that end in {suffix!r} are not read; save it as one of {known}, or move it away"

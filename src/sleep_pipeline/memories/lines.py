@@ -37,7 +37,8 @@ class Line:
     problem: str | None = None
 
 
-def _encoding(head: bytes) -> tuple[bytes, str]:
+def encoding_of(head: bytes) -> tuple[bytes, str]:
+    """The byte order mark at the beginning of a file and the encoding it stands for; without one, UTF-8."""
     return next(((mark, name) for mark, name in _MARKS if head.startswith(mark)), (b"", "utf-8"))
 
 
@@ -47,7 +48,7 @@ def looks_binary(head: bytes) -> bool:
     It is text if a byte order mark of UTF-16 or UTF-32 says so, or if its first line is: what follows may be damaged,
     as by a disk that was full, and is then told line by line.
     """
-    if _encoding(head)[1] != "utf-8":
+    if encoding_of(head)[1] != "utf-8":
         return False
     first = head.split(b"\n", 1)[0]
     if _controls(first) > _BINARY_SHARE:
@@ -70,7 +71,7 @@ def read_lines(stream: BinaryIO, max_bytes: int) -> Iterator[Line]:
 
     At most `max_bytes` and a little of a line are held at a time. In UTF-16 and UTF-32 the limit counts characters.
     """
-    mark, encoding = _encoding(stream.read(4))
+    mark, encoding = encoding_of(stream.read(4))
     if encoding == "utf-8":
         stream.seek(len(mark))
         yield from _utf8_lines(stream, max_bytes)

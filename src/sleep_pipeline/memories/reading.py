@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
+from sleep_pipeline.memories.exports import tally
 from sleep_pipeline.memories.files import FileToRead, walk
 from sleep_pipeline.memories.injection import injection_flags
+from sleep_pipeline.memories.json_files import read_json
 from sleep_pipeline.memories.lines import looks_binary, read_lines
 from sleep_pipeline.memories.masking import mask, mask_content
 from sleep_pipeline.memories.passages import read_passages
@@ -19,6 +23,8 @@ from sleep_pipeline.memories.records import Duplicate, Memory, Rejected, duplica
 from sleep_pipeline.memories.rows import utc
 from sleep_pipeline.memories.settings import CollectSettings, MaskSettings
 from sleep_pipeline.memories.tables import Found, read_csv, read_jsonl, read_parquet
+
+logger = logging.getLogger(__name__)
 
 _DAY = re.compile(r"(?:^|/)day_(\d+)(?:/|$)")
 _HEAD = 8192
@@ -35,6 +41,8 @@ class ReadFile:
         size: in bytes.
         memories: how many it gave.
         rejected: how many of its rows were rejected.
+        left_out: how many messages and parts of messages its exported conversations hold that are no words between the
+            two, by kind.
     """
 
     source: str
@@ -42,6 +50,7 @@ class ReadFile:
     size: int
     memories: int
     rejected: int
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -120,14 +129,17 @@ def _read_file(file: FileToRead, settings: CollectSettings) -> tuple[list[Memory
                 before = _state(os.fstat(stream.fileno()))
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
                 stream.seek(0)
-                memories, rejected = _read_stream(stream, file, before[1], settings)
+                memories, rejected, left_out = _read_stream(stream, file, before[1], settings)
             after = _state(file.path.stat())
         except OSError as error:
             told = error.strerror or type(error).__name__
             reason = f"the file cannot be read ({told}); correct its permissions or move it away"
             return [], [Rejected(file.source, 0, reason)], None
         if before == after:
-            return memories, rejected, ReadFile(file.source, digest, before[0], len(memories), len(rejected))
+            if left_out:
+                logger.info("%s: left out of its conversations: %s", file.source, tally(left_out))
+            read = ReadFile(file.source, digest, before[0], len(memories), len(rejected), left_out)
+            return memories, rejected, read
     reason = "the file changed while it was read; it is left for the next night, when nothing should write to it"
     return [], [Rejected(file.source, 0, reason)], None
 
@@ -138,15 +150,17 @@ def _state(stat: os.stat_result) -> tuple[int, int, int]:
 
 def _read_stream(
     stream: BinaryIO, file: FileToRead, changed_ns: int, settings: CollectSettings
-) -> tuple[list[Memory], list[Rejected]]:
+) -> tuple[list[Memory], list[Rejected], dict[str, int]]:
     memories: list[Memory] = []
     rejected: list[Rejected] = []
+    left_out: Counter[str] = Counter()
     nothing = True
     for found in _found(stream, file, settings):
         nothing = False
         if found.content is None:
             rejected.append(_rejected(file.source, found, settings))
             continue
+        left_out.update(found.content.left_out)
         result = _memory(file.source, found, changed_ns, settings)
         if isinstance(result, Memory):
             memories.append(result)
@@ -154,7 +168,7 @@ def _read_stream(
             rejected.append(result)
     if nothing:
         rejected.append(Rejected(file.source, 0, "the file holds no memory; delete it or fill it in"))
-    return memories, rejected
+    return memories, rejected, dict(left_out)
 
 
 def _found(stream: BinaryIO, file: FileToRead, settings: CollectSettings) -> Iterator[Found]:
@@ -167,6 +181,8 @@ def _found(stream: BinaryIO, file: FileToRead, settings: CollectSettings) -> Ite
         yield from read_parquet(stream, limit)
     elif looks_binary(head):
         yield Found(0, reason="the file is binary and no text; save it as text in UTF-8, or move it away")
+    elif file.reader == "json":
+        yield from read_json(stream, limit)
     else:
         lines = read_lines(stream, limit)
         if file.reader == "jsonl":

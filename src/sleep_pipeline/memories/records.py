@@ -28,6 +28,8 @@ class Content:
             `label` (text and label).
         time: as the row states it, ISO 8601 in UTC; None if it does not.
         flags: what is odd about it.
+        left_out: how many messages and parts of messages of an exported conversation are no words between the two, by
+            kind.
     """
 
     kind: Kind
@@ -38,6 +40,12 @@ class Content:
     label: str | None = None
     time: str | None = None
     flags: tuple[str, ...] = ()
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    def size(self) -> int:
+        """How many characters it says."""
+        texts = (self.text, self.question, self.answer, self.label, *(message["content"] for message in self.messages))
+        return sum(len(text) for text in texts if text)
 
     def digest(self) -> str:
         """SHA-256 of what is said: the same whatever the spaces, line ends and Unicode form it is written in."""
@@ -79,7 +87,7 @@ class Memory:
         answer: of kind `qa`.
         label: of kind `label`.
         source: its file, from the name of the folder on, with forward slashes.
-        line: where it begins in the file, from 1; for Parquet the row.
+        line: where it begins in the file, from 1; for JSON and Parquet the row.
         time: ISO 8601 in UTC: the row's own `time` or `timestamp`, else when the file was last changed.
         digest: of what it says, after masking; where an earlier night has learned its beginning, with that.
         flags: `prompt_injection`, `control_tokens`, `hidden_characters`, `unread_time`.

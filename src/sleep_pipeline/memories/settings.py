@@ -70,7 +70,8 @@ class CollectSettings(_Settings):
 
     Attributes:
         max_line_bytes: longest line of a file, and largest row of a table or passage of a text; what is longer goes to
-            quarantine (a long text is cut). It bounds the memory that reading takes.
+            quarantine (a long text is cut). It bounds the memory that reading takes. In a `.json` file it is the most
+            that a row may say; with what stands around that, as in exports, a row may be 16 times as large.
         max_depth: folders within folders that are entered.
         rereads: how often a file is read again that changed while it was read, before it is left for the next night.
         text_passages: what a passage of a `.md` or `.txt` file is: `section` (a Markdown heading with what belongs to

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from sleep_pipeline.memories.bad_rows import BadRow
 from sleep_pipeline.memories.lines import Line
 from sleep_pipeline.memories.records import Content
-from sleep_pipeline.memories.rows import COLUMNS, TIMES, BadRow, read_row
+from sleep_pipeline.memories.rows import BESIDES, COLUMNS, read_row
 
 _DELIMITERS = (",", ";", "\t", "|")
 _SHOWN = 1000
@@ -23,7 +24,7 @@ class Found:
     """What stands at a line of a file: a memory's content, or the reason why there is none.
 
     Attributes:
-        line: where it begins, from 1; 0 for the file as a whole.
+        line: where it begins, from 1, or which row it is in JSON and Parquet; 0 for the file as a whole.
         content: None if it was rejected.
         reason: why it was rejected.
         excerpt: its beginning, unmasked.
@@ -50,20 +51,29 @@ def read_jsonl(lines: Iterable[Line]) -> Iterator[Found]:
         if line.problem is not None:
             yield Found(line.number, reason=line.problem, excerpt=line.text)
             continue
-        if not line.text.strip():
-            continue
-        try:
-            row = json.loads(line.text)
-        except json.JSONDecodeError as error:
-            told = error.msg.removesuffix(" at")
-            reason = f"no JSON: {told} at character {error.colno}; mend or delete the line"
-            yield Found(line.number, reason=reason, excerpt=line.text[:_SHOWN])
-        except (RecursionError, ValueError) as error:
-            told = "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
-            reason = f"no readable JSON: {told}; mend or delete the line"
-            yield Found(line.number, reason=reason, excerpt=line.text[:_SHOWN])
-        else:
-            yield _found(line.number, row, line.text)
+        if line.text.strip():
+            yield json_row(line.number, line.text, "line")
+
+
+def json_row(number: int, text: str, called: str) -> Found:
+    """The row that a text in JSON is.
+
+    Args:
+        number: where it stands.
+        text: of one JSON value.
+        called: what to mend if it is none.
+    """
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        told = error.msg.removesuffix(" at")
+        reason = f"no JSON: {told} at character {error.pos + 1}; mend or delete the {called}"
+        return Found(number, reason=reason, excerpt=text[:_SHOWN])
+    except (RecursionError, ValueError) as error:
+        told = "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
+        reason = f"no readable JSON: {told}; mend or delete the {called}"
+        return Found(number, reason=reason, excerpt=text[:_SHOWN])
+    return _found(number, row, text)
 
 
 class RecordLines:
@@ -187,7 +197,7 @@ def read_parquet(stream: BinaryIO, max_bytes: int) -> Iterator[Found]:
     except broken as error:
         yield Found(0, reason=f"no readable Parquet ({_told(error)}); write the file anew")
         return
-    names = [name for name in columns if name in (*COLUMNS, *TIMES)]
+    names = [name for name in columns if name in (*COLUMNS, *BESIDES)]
     if not any(name in COLUMNS for name in names):
         told = ", ".join(columns[:8])
         reason = f"the table has none of the columns {', '.join(COLUMNS)}; it has {told}; rename the columns"

@@ -54,7 +54,7 @@ class Tonight:
 
 def _could_hold_memories(source: str) -> bool:
     """Whether a file is of a kind that is read, or of one that its owner may take for such."""
-    return PurePosixPath(source).suffix.lower() in {*READERS, ".json", ""}
+    return PurePosixPath(source).suffix.lower() in {*READERS, ""}
 
 
 def without_learned(memory: Memory, known: Collection[str]) -> Memory:
