@@ -85,6 +85,43 @@ def test_nothing_in_the_made_up_worlds_is_masked_or_flagged(split: str) -> None:
     assert [text for text in texts if mask(text, ALL).counts or injection_flags(text)] == []
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "call 212 736 5000 now",
+        "Tel. 212 736 5000",
+        "my new number is 212 736 5000",
+        "phone: 1 800 200 3000",
+        "212-736-5000 is hers",
+        "212.736.5000 is hers",
+        "(212) 736 5000 is hers",
+        "020 7946 0018 is hers",
+        "+1 212 736 5000 is hers",
+    ],
+)
+def test_a_number_to_call_is_masked(text: str) -> None:
+    found = mask(text, ALL)
+    assert "[PHONE]" in found.text and found.counts == {"phone": 1}
+    assert not any(character.isdigit() for character in found.text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "256 512 1024 pixels",
+        "256, 512, 1024",
+        "The layers have (256 512 1024) units.",
+        "800 900 1000 m, or 1 800 200 3000",
+        "sizes 224 224 3000 (64 64)",
+        "The numbers 256 512 1024 are powers.",
+        "0 30 901820",
+        "call it a day:\n256 512 1024",
+    ],
+)
+def test_a_list_of_numbers_is_no_number_to_call(text: str) -> None:
+    assert mask(text, ALL) == Masked(text, {})
+
+
 PICTURE = base64.b64encode(random.Random(0).randbytes(3000)).decode()
 
 
@@ -112,6 +149,7 @@ EACH = {
     "emails": ("anna@example.org", "email"),
     "phones": ("+49 30 901820", "phone"),
     "cards": ("4111 1111 1111 1111", "card"),
+    "ssns": ("123-45-6789", "ssn"),
     "ibans": ("DE89 3704 0044 0532 0130 00", "iban"),
     "files": (f"data:image/png;base64,{PICTURE}", "file"),
 }

@@ -1,9 +1,9 @@
 """Masks secrets, what identifies people, and files inside a text: `[SECRET]`, `[EMAIL]`, `[PHONE]`, `[CARD]`, `[IBAN]`,
-`[FILE]`.
+`[SSN]`, `[FILE]`.
 
-Secrets are found by their forms (`secret_forms`) and by the detectors of detect-secrets, telephone numbers by
-phonenumbers, and bank accounts and cards by their check digits (python-stdnum); what merely looks like a number stays.
-Nothing is looked up over a network.
+Secrets are found by their forms (`secret_forms`), by the words that announce them (`told_secrets`) and by the detectors
+of detect-secrets, telephone numbers by phonenumbers, and bank accounts, cards and social security numbers by check
+digits and ranges (python-stdnum); what merely looks like a number stays. Nothing is looked up over a network.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from sleep_pipeline.memories.records import Content
 from sleep_pipeline.memories.secret_forms import mask_forms
 from sleep_pipeline.memories.settings import MaskSettings
+from sleep_pipeline.memories.told_secrets import mask_ssns, mask_told
 
 # Letters and digits of any script, with the vowel signs and accents that are characters of their own.
 _MARKS = r"[\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0900-\u0963\u0971-\u0dff\u0e31-\u0e4e\u200c\u200d]"
@@ -57,6 +58,13 @@ _TOKEN = re.compile(r"(?<![\w/+=.-])[A-Za-z0-9_+/-]{24,200}={0,2}(?![\w/+])")
 # Lines, and portions of long ones: some detectors take time that grows with the square of a line's length.
 _PORTION = re.compile(r"(?=[\s\S])[^\n]{0,4000}\S{0,4000}\n?")
 _MASK = re.compile(r"\[[A-Z]+\]")
+_NEAR = 48
+_CALLED = re.compile(
+    r"\b(?:phones?|telephones?|tel|telefon|call(?:ed)?|dial|ring|mobile|mobil|handy|cell|fax|sms|whatsapp|hotline|contact"
+    r"|reach(?:ed)?|rufnummer|text (?:me|us|him|her|them)"
+    r"|(?:my|your|his|her|its|our|their|['’]s) (?:\w+ )?number)\b|\[PHONE\]",
+    re.I,
+)
 _ENTROPY = 4.0
 
 
@@ -90,6 +98,9 @@ def mask(text: str, settings: MaskSettings) -> Masked:
         text = _mask_groups(text, "iban", _IBAN, _is_iban, counts)
     if settings.cards:
         text = _mask_groups(text, "card", _CARD, _is_card, counts)
+    if settings.ssns:
+        text, found = mask_ssns(text)
+        counts.update({"ssn": found} if found else {})
     if settings.phones:
         text = _mask_phones(text, settings.phone_regions, counts)
     return Masked(text, dict(sorted(counts.items())))
@@ -175,11 +186,8 @@ def _mask_phones(text: str, regions: tuple[str, ...], counts: Counter[str]) -> s
     spans: set[tuple[int, int]] = set()
     for region in (None, *regions):
         for match in PhoneNumberMatcher(text, region, leniency=Leniency.STRICT_GROUPING):
-            # Seven and more digits in a row, or two groups of them, are as likely a quantity.
-            groups = re.findall(r"\d+", match.raw_string)
-            national = len(groups) > 2 or (match.raw_string.startswith(("0", "(")) and len(groups) > 1)
             overlaps = any(match.start < end and start < match.end for start, end in spans)
-            if (match.raw_string.startswith(("+", "(+")) or national) and not overlaps:
+            if not overlaps and _is_phone(match.raw_string, text[max(0, match.start - _NEAR) : match.start]):
                 spans.add((match.start, match.end))
     for start, end in sorted(spans, reverse=True):
         text = f"{text[:start]}[PHONE]{text[end:]}"
@@ -189,11 +197,26 @@ def _mask_phones(text: str, regions: tuple[str, ...], counts: Counter[str]) -> s
     return text
 
 
+def _is_phone(found: str, before: str) -> bool:
+    """Whether what may be a number to call is one, and no quantity or list of numbers."""
+    if found.startswith(("+", "(+")):
+        return True
+    groups = re.findall(r"\d+", found)
+    area = re.match(r"0\d|\(\d+\)", found)
+    # Seven and more digits in a row, or two groups of them, are as likely a quantity.
+    if len(groups) < 2 or (len(groups) == 2 and not area):
+        return False
+    # With nothing but spaces between them they are a list unless something says that one is called there.
+    listed = not area and not re.search(r"[^\d\s(]", found)
+    return not listed or bool(_CALLED.search(before.rpartition("\n")[2]))
+
+
 def _mask_secrets(line: str, counts: Counter[str]) -> str:
     if len(line) < 8:
         return line
-    line, counted = mask_forms(line)
-    counts["secret"] += counted
+    for forms in (mask_forms, mask_told):
+        line, counted = forms(line)
+        counts["secret"] += counted
     # The longest first: what one detector finds may be part of what another does.
     for secret in sorted(set(_secrets(line)), key=len, reverse=True):
         # Some detectors find only the beginning, such as two of the three parts of a JWT.

@@ -22,6 +22,7 @@ class MaskSettings(_Settings):
         phones: telephone numbers become `[PHONE]`.
         cards: payment card numbers become `[CARD]`.
         ibans: bank accounts become `[IBAN]`.
+        ssns: social security numbers of the USA become `[SSN]`.
         files: pictures and other files that are written into a text (`data:image/png;base64,...`) become what the text
             says they show, or `[FILE]`.
         phone_regions: countries (two letters) whose national ways of writing a number are known; a number that begins
@@ -33,6 +34,7 @@ class MaskSettings(_Settings):
     phones: bool = True
     cards: bool = True
     ibans: bool = True
+    ssns: bool = True
     files: bool = True
     phone_regions: tuple[str, ...] = ("US", "GB", "DE")
 
