@@ -91,6 +91,8 @@ def test_nothing_in_the_made_up_worlds_is_masked_or_flagged(split: str) -> None:
         "call 212 736 5000 now",
         "Tel. 212 736 5000",
         "my new number is 212 736 5000",
+        "Anna 212 736 5000",
+        "Dr. Ölund: 212 736 5000",
         "phone: 1 800 200 3000",
         "212-736-5000 is hers",
         "212.736.5000 is hers",

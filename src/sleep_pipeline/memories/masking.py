@@ -206,9 +206,12 @@ def _is_phone(found: str, before: str) -> bool:
     # Seven and more digits in a row, or two groups of them, are as likely a quantity.
     if len(groups) < 2 or (len(groups) == 2 and not area):
         return False
-    # With nothing but spaces between them they are a list unless something says that one is called there.
+    # With nothing but spaces between them they are a list unless something says that one is called there, or whose it
+    # is: a name right before them.
     listed = not area and not re.search(r"[^\d\s(]", found)
-    return not listed or bool(_CALLED.search(before.rpartition("\n")[2]))
+    line = before.rpartition("\n")[2]
+    named = line.split()[-1:]
+    return not listed or bool(_CALLED.search(line)) or any(word[0].isupper() for word in named)
 
 
 def _mask_secrets(line: str, counts: Counter[str]) -> str:
