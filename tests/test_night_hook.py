@@ -12,6 +12,9 @@ from kedro.pipeline import Pipeline, node
 from sleep_pipeline.evaluation.probes import ProbeError
 from sleep_pipeline.evaluation.settings import EvaluationSettings
 from sleep_pipeline.evaluation.texts import TextsError
+from sleep_pipeline.memories.records import Memory, memories_to_frame
+from sleep_pipeline.memories.settings import CollectSettings
+from sleep_pipeline.night_going_on import ChangedSinceError
 from sleep_pipeline.night_hook import NightHook, NightRoomError, check_ancestors, check_register
 from sleep_pipeline.night_lock import LOCK
 from sleep_pipeline.night_number import next_number
@@ -102,6 +105,16 @@ def test_a_night_older_than_the_last_one_is_refused_before_anything_is_done(tmp_
 def test_a_night_that_is_registered_or_to_come_may_run(tmp_path: Path, night: int) -> None:
     registered(tmp_path, 1, 4)
     begin(tmp_path, reading("params:night"), params_night=night).after_pipeline_run()
+
+
+def test_a_memory_that_was_taken_back_is_named_before_anything_is_done(tmp_path: Path) -> None:
+    (tmp_path / "memories").mkdir()
+    memory = Memory("1a", "text", "Gone.", (), None, None, None, "memories/a.md", 3, "2026-01-01T00:00:00Z", "1a")
+    given = {"params_night": 1, "params_collect": CollectSettings(), "memories_folder": tmp_path / "memories"}
+    given |= {"memories": memories_to_frame([memory]), "collect_summary": {"parent": BASE, "sources": {}}}
+    with pytest.raises(ChangedSinceError, match=r"memories/a\.md:3: no longer"):
+        begin(tmp_path / "models", reading("params:night"), **given)
+    assert list((tmp_path / "models").iterdir()) == []
 
 
 def test_a_probe_that_cannot_be_read_is_named_before_anything_is_done(tmp_path: Path) -> None:

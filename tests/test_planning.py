@@ -14,6 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sleep_pipeline.cli import cli
+from sleep_pipeline.memories.records import memories_to_frame
+from sleep_pipeline.memories.settings import CollectSettings
+from sleep_pipeline.memories.tonight import read_tonight
 from sleep_pipeline.night_lock import NightLock
 from sleep_pipeline.registry import BASE, MANIFEST, Night, NightRegistry, manifest_digest
 
@@ -66,8 +69,9 @@ def collected(project: Path, night: int = 1) -> None:
     folders = {layer: project / "data" / layer / name for layer in ("02_intermediate", "03_primary", "08_reporting")}
     for folder in folders.values():
         folder.mkdir(parents=True)
-    for table in ("memories", "quarantine"):
-        (folders["02_intermediate"] / f"{table}.parquet").touch()
+    (folders["02_intermediate"] / "quarantine.parquet").touch()
+    found = read_tonight(project / "data/01_raw/memories", CollectSettings(), night, ())
+    memories_to_frame(found.memories).to_parquet(folders["02_intermediate"] / "memories.parquet")
     pd.DataFrame({"tokens": [30, 12]}).to_parquet(folders["03_primary"] / "contexts.parquet")
     summary = {"kinds": {"text": 5}, "quarantined": 4, "known_before": 3}
     (folders["08_reporting"] / "collected.json").write_text(json.dumps(summary), encoding="utf-8")
@@ -137,6 +141,14 @@ def test_what_is_done_is_told_from_what_is_missing(project: Path) -> None:
 def test_a_night_that_has_collected_tells_what_it_collected(project: Path) -> None:
     collected(project)
     assert planned()["memories"] == {"new": {"text": 5}, "quarantined": 4, "known": 3, "collected": True, "waiting": 0}
+
+
+def test_a_memory_that_was_taken_back_since_is_a_problem(project: Path) -> None:
+    collected(project)
+    assert planned()["problems"] == []
+    (project / "data/01_raw/memories/day_1/questions.jsonl").unlink()
+    (told,) = planned()["problems"]
+    assert told.startswith("memories/day_1/questions.jsonl:1: ") and "--from-nodes=collect_memories_node" in told
 
 
 def test_work_is_counted_from_contexts_and_settings(project: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from pathlib import Path
@@ -11,15 +12,19 @@ from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 
+from sleep_pipeline.night_going_on import check_collected, nodes_to_run
 from sleep_pipeline.night_lock import NightLock
 from sleep_pipeline.night_number import check_turn, folder_of, next_number
 from sleep_pipeline.registry import NightRegistry
 from sleep_pipeline.run_environment import environment_option, set_environment
 
+logger = logging.getLogger(__name__)
+
 _NIGHT = "params:night"
 _DREAMING = "params:dreaming"
 _EVALUATION = "params:evaluation"
 _MACHINE = "params:machine"
+_MEMORIES = "memories_folder"
 _PROBES = "probes_folder"
 _RAW = "raw_folder"
 _REPORTING = "reporting_folder"
@@ -145,6 +150,19 @@ def _check_inputs(inputs: set[str], catalog: CatalogProtocol[Any, Any]) -> None:
         check_night(DreamingSettings.model_validate(catalog.load(_DREAMING)), machine.device)
 
 
+def _check_going_on(catalog: CatalogProtocol[Any, Any], registry: NightRegistry, night: int, runs: list[str]) -> None:
+    if _MEMORIES not in catalog:
+        return
+    added = check_collected(catalog, registry, night, Path(catalog.load(_MEMORIES)), runs)
+    if added:
+        logger.info(
+            "%d files came since night %d was collected, such as %s; what is new in them waits for the next night",
+            len(added),
+            night,
+            added[0],
+        )
+
+
 class NightHook:
     """Holds the lock of a life while a pipeline of a night runs; a second run is told who has it."""
 
@@ -171,6 +189,9 @@ class NightHook:
                     check_register(registry, night, "night" in (run_params.get("runtime_params") or {}), reporting)
                     if any(node.name == _EVALUATES for node in pipeline.nodes):
                         check_ancestors(registry, Path(catalog.load("primary_folder")), reporting)
+            if _NIGHT in catalog:
+                runs = nodes_to_run(pipeline, catalog, bool(run_params.get("only_missing_outputs")))
+                _check_going_on(catalog, registry, int(catalog.load(_NIGHT)), [node.name for node in runs])
         _check_inputs(inputs, catalog)
         if registry is not None:
             lock = NightLock(registry.folder)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sleep_pipeline.datasets import PretrainedDataset
 from sleep_pipeline.dreaming.settings import DREAMER
+from sleep_pipeline.night_going_on import ChangedSinceError, check_collected, nodes_to_run
 from sleep_pipeline.night_hook import NightRoomError, check_ancestors, check_register, check_room
 from sleep_pipeline.night_lock import NightLock
 from sleep_pipeline.night_number import check_turn, folder_of
@@ -163,7 +164,8 @@ def make_plan(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> Plan:
             check_ancestors(registry, path_of(catalog, "primary_folder"), path_of(catalog, "reporting_folder"))
             if models.is_dir():
                 check_room(registry)
-    except (RegistryError, NightRoomError) as error:
+            check_collected(catalog, registry, night, path_of(catalog, "memories_folder"), to_do)
+    except (RegistryError, NightRoomError, ChangedSinceError) as error:
         problems.append(str(error))
     if "sample_lessons_node" in to_do:
         from sleep_pipeline.evaluation.probes import ProbeError, given_probes
@@ -223,15 +225,8 @@ def _existing(folder: Path) -> Path:
 
 
 def _nodes(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any], times: Mapping[str, float]) -> Iterator[NodePlan]:
-    """Kedro's own rule of `--only-missing-outputs` says which nodes run."""
-    import logging
-
-    from kedro.runner.runner import _build_node_children_map, _determine_nodes_to_run
-
-    quiet = logging.getLogger(__name__)
-    nodes = list(pipeline.nodes)
-    runs = _determine_nodes_to_run(nodes[::-1], catalog, _build_node_children_map(pipeline), quiet)
-    for node in nodes:
+    runs = nodes_to_run(pipeline, catalog, only_missing=True)
+    for node in pipeline.nodes:
         missing = tuple(output for output in node.outputs if not catalog.exists(output))
         took = [times[part] for part in _TIMED.get(node.name, ()) if part in times]
         yield NodePlan(node.name, node not in runs, missing, sum(took) if took else None)

@@ -75,12 +75,13 @@ class Reading:
         return hashlib.sha256(told.encode()).hexdigest()
 
 
-def read_folder(folder: Path, settings: CollectSettings) -> Reading:
+def read_folder(folder: Path, settings: CollectSettings, only: Collection[str] | None = None) -> Reading:
     """Read all memories below a folder.
 
     Args:
         folder: of files as people have them; see the module `files` for the kinds.
         settings: limits, masks, and what to do with text that reads like an attack.
+        only: sources of the files to read; None for all.
 
     Raises:
         NotADirectoryError: there is no such folder. Nothing that is in the folder raises.
@@ -92,6 +93,8 @@ def read_folder(folder: Path, settings: CollectSettings) -> Reading:
     duplicates: list[Duplicate] = []
     files: list[ReadFile] = []
     for item in walk(folder, settings.max_depth, settings.outside_links):
+        if only is not None and item.source not in only:
+            continue
         if isinstance(item, Rejected):
             rejected.append(item)
             continue

@@ -56,11 +56,12 @@ def collect_memories(
     from sleep_pipeline.memories.reading import rejected_duplicates
     from sleep_pipeline.memories.records import memories_to_frame, rejected_to_frame
     from sleep_pipeline.memories.tonight import read_tonight
-    from sleep_pipeline.registry import NightRegistry
+    from sleep_pipeline.registry import BASE, NightRegistry
     from sleep_pipeline.validation.page import render_page
     from sleep_pipeline.validation.rows import REASON, validate_rows
 
-    known = NightRegistry(models_folder).known_memories()
+    registry = NightRegistry(models_folder)
+    known, champion = registry.known_memories(), registry.champion()
     tonight = read_tonight(memories_folder, collect, night, known)
     checked = validate_rows(memories_to_frame(tonight.memories), "memories")
     out = rejected_to_frame([*tonight.refused, *rejected_duplicates(tonight.said_twice)])
@@ -99,6 +100,9 @@ def collect_memories(
         "flagged": int((~checked.good["flags"].isin(["", "[]"])).sum()),
         "kinds": {str(kind): int(count) for kind, count in checked.good["kind"].value_counts().items()},
         "folder_digest": tonight.reading.digest(),
+        # By these a night that goes on sees whether it has still collected what is there.
+        "parent": BASE if champion is None else champion.number,
+        "sources": {file.source: file.digest for file in tonight.reading.files},
     }
     return checked.good, quarantine, summary, page
 

@@ -1,0 +1,143 @@
+"""What must still hold where a night goes on: its memories are in the folder, and its records are not later nights'.
+
+Nodes whose outputs are there are left out, so a memory that was deleted since it was collected would be learned anyway.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sleep_pipeline.registry import BASE, NightRegistry
+from sleep_pipeline.run_environment import environment_option
+
+if TYPE_CHECKING:
+    from kedro.io import CatalogProtocol
+    from kedro.pipeline import Pipeline
+    from kedro.pipeline.node import Node
+
+    from sleep_pipeline.memories.settings import CollectSettings
+
+COLLECTS = "collect_memories_node"
+_SUMMARY, _MEMORIES, _SETTINGS = "collect_summary", "memories", "params:collect"
+_ENDS = frozenset({"decide_night_node", "register_night_node", "write_report_node"})
+"""Nodes that compute nothing with the model; `register_night_node` rejects a night whose parent is live no more."""
+_SHOWN = 3
+
+
+class ChangedSinceError(ValueError):
+    """What a night was collected from is not what it was."""
+
+
+def nodes_to_run(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any], only_missing: bool) -> list[Node]:
+    """The nodes that a run runs, in order.
+
+    Args:
+        pipeline: of the run.
+        catalog: of the run.
+        only_missing: whether nodes whose outputs are there are left out, by Kedro's own rule.
+    """
+    from kedro.runner.runner import _build_node_children_map, _determine_nodes_to_run
+
+    nodes = list(pipeline.nodes)
+    if not only_missing:
+        return nodes
+    quiet = logging.getLogger(__name__)
+    runs = _determine_nodes_to_run(nodes[::-1], catalog, _build_node_children_map(pipeline), quiet)
+    return [node for node in nodes if node in runs]
+
+
+def check_collected(
+    catalog: CatalogProtocol[Any, Any], registry: NightRegistry, night: int, folder: Path, runs: Iterable[str]
+) -> tuple[str, ...]:
+    """Make sure that a night that goes on has collected what is there, and grows from the night that it should.
+
+    Files that are byte for byte as they were are not read again. A text that has grown at its end, or has moved to
+    another file, is there as it was.
+
+    Args:
+        catalog: of the run.
+        registry: of the life.
+        night: its number.
+        folder: of the memories.
+        runs: names of the nodes that are to run; where Collect is among them or none is, nothing is checked.
+
+    Returns:
+        Files that came since; what they hold waits for the next night.
+
+    Raises:
+        ChangedSinceError: a memory was deleted or edited, or another night is the champion now.
+    """
+    names = set(runs)
+    if not names or COLLECTS in names or night in registry.nights():
+        return ()
+    if not all(name in catalog and catalog.exists(name) for name in (_SUMMARY, _MEMORIES)):
+        return ()
+    told = catalog.load(_SUMMARY)
+    remedy = (
+        f"collect anew with `kedro run --pipelines=sleep --params=night={night} --from-nodes={COLLECTS}"
+        f"{environment_option()}`"
+    )
+    champion = registry.champion()
+    live = BASE if champion is None else champion.number
+    if told.get("parent", live) != live and not names <= _ENDS:
+        raise ChangedSinceError(
+            f"night {night} was collected when night {told['parent']} was the champion, and that is night {live} now "
+            f"(0 is the base model), which knows other memories: {remedy}"
+        )
+    gone, added = _compared(catalog.load(_MEMORIES), told.get("sources"), folder, catalog.load(_SETTINGS))
+    if gone:
+        shown = ", ".join(gone[:_SHOWN]) + (f" and {len(gone) - _SHOWN} more" if len(gone) > _SHOWN else "")
+        raise ChangedSinceError(
+            f"{shown}: no longer what night {night} has collected there, since it was deleted or edited; so that the "
+            f"night does not learn it, {remedy}"
+        )
+    return added
+
+
+def _compared(
+    memories: Any, sources: dict[str, str] | None, folder: Path, settings: CollectSettings
+) -> tuple[list[str], tuple[str, ...]]:
+    """Places of the memories that are gone, and files that came; nights of earlier releases do not tell `sources`."""
+    from sleep_pipeline.memories.files import FileToRead, walk
+    from sleep_pipeline.memories.reading import read_folder
+
+    found = walk(folder, settings.max_depth, settings.outside_links)
+    files = {item.source: item.path for item in found if isinstance(item, FileToRead)}
+    was = sources or {}
+    changed = {
+        source
+        for source in set(memories["source"])
+        if source not in files or source not in was or _digest(files[source]) != was[source]
+    }
+    gone = memories[memories["source"].isin(changed)]
+    # The changed files alone, which are few; only if a memory is not in them, it is looked for in all.
+    for only in (changed, None):
+        if len(gone) and folder.is_dir():
+            there = _digests(read_folder(folder, settings, only).memories, set(gone["digest"]))
+            gone = gone[~gone["digest"].isin(there)]
+    places = [f"{source}:{line}" for source, line in zip(gone["source"], gone["line"], strict=True)]
+    return places, () if sources is None else tuple(source for source in files if source not in was)
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def _digests(memories: Iterable[Any], wanted: Collection[str]) -> set[str]:
+    """Which of the digests are those of memories, or of their beginnings."""
+    from sleep_pipeline.memories.records import digests_of_beginnings
+
+    found: set[str] = set()
+    for memory in memories:
+        found.add(memory.digest)
+        if memory.kind == "text" and memory.text is not None and memory.digest not in wanted:
+            found.update(digests_of_beginnings(memory.text.split("\n")))
+    return found & set(wanted)
