@@ -9,6 +9,7 @@ import pytest
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Pipeline, node
 
+from sleep_pipeline.datasets import FileDataset
 from sleep_pipeline.evaluation.probes import ProbeError
 from sleep_pipeline.evaluation.settings import EvaluationSettings
 from sleep_pipeline.evaluation.texts import TextsError
@@ -105,6 +106,36 @@ def test_a_night_older_than_the_last_one_is_refused_before_anything_is_done(tmp_
 def test_a_night_that_is_registered_or_to_come_may_run(tmp_path: Path, night: int) -> None:
     registered(tmp_path, 1, 4)
     begin(tmp_path, reading("params:night"), params_night=night).after_pipeline_run()
+
+
+def writing(name: str) -> Pipeline:
+    """A node of a night that leaves a record; like some of the real ones it does not ask for the night's number."""
+    return Pipeline([node(lambda *_: 1, "models_folder", "record", name=name, tags=["night"])])
+
+
+@pytest.mark.parametrize("name", ["collect_memories_node", "make_contexts_node", "decide_night_node"])
+def test_the_records_of_a_registered_night_are_not_overwritten(tmp_path: Path, name: str) -> None:
+    registered(tmp_path, 1)
+    with pytest.raises(RegistryError, match=rf"night 1 is registered, and {name} would make its record anew.*night 2"):
+        begin(tmp_path, writing(name), params_night=1)
+    assert not (tmp_path / LOCK).exists()
+    begin(tmp_path, writing(name), params_night=2).after_pipeline_run()
+
+
+@pytest.mark.parametrize("name", ["register_night_node", "write_report_node"])
+def test_what_a_registered_night_still_lacks_is_made(tmp_path: Path, name: str) -> None:
+    registered(tmp_path, 1)
+    begin(tmp_path, writing(name), params_night=1).after_pipeline_run()
+
+
+def test_what_a_registered_night_has_is_left_out_and_so_no_reason_to_refuse(tmp_path: Path) -> None:
+    registered(tmp_path, 1)
+    (tmp_path / "record").write_text("{}", encoding="utf-8")
+    given = {"models_folder": MemoryDataset(tmp_path), "params:night": MemoryDataset(1)}
+    catalog = DataCatalog(given | {"record": FileDataset(str(tmp_path / "record"), "json")})
+    hook = NightHook()
+    hook.before_pipeline_run({"only_missing_outputs": True}, writing("collect_memories_node"), catalog)
+    hook.after_pipeline_run()
 
 
 def test_a_memory_that_was_taken_back_is_named_before_anything_is_done(tmp_path: Path) -> None:

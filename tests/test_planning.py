@@ -213,9 +213,15 @@ def test_a_night_older_than_the_last_one_is_a_problem(project: Path) -> None:
     assert "night 2 would be refused in the end, since night 4 is registered: run it as night 5" in told
 
 
+def test_to_make_the_records_of_a_registered_night_anew_is_a_problem(project: Path) -> None:
+    night(project, 1, 1.0)
+    (told,) = planned("--params=night=1")["problems"]
+    assert "night 1 is registered, and collect_memories_node would make its memories" in told
+
+
 def test_a_night_that_the_register_does_not_know_is_a_problem(project: Path) -> None:
     night(project, 1, 1.0)
-    assert not [told for told in planned("--params=night=1")["problems"] if "registered" in told]
+    assert not [told for told in planned("--params=night=1")["problems"] if "does not know" in told]
     report = project / "data/08_reporting/night_001/registered.json"
     report.touch()
     (project / "data/06_models/registry.json").unlink()

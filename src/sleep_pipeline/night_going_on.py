@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sleep_pipeline.registry import BASE, NightRegistry
+from sleep_pipeline.registry import BASE, NightRegistry, RegistryError
 from sleep_pipeline.run_environment import environment_option
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ COLLECTS = "collect_memories_node"
 _SUMMARY, _MEMORIES, _SETTINGS = "collect_summary", "memories", "params:collect"
 _ENDS = frozenset({"decide_night_node", "register_night_node", "write_report_node"})
 """Nodes that compute nothing with the model; `register_night_node` rejects a night whose parent is live no more."""
+
+_FINISH = frozenset({"register_night_node", "write_report_node"})
+"""Nodes that a registered night may still lack; doing them again changes nothing that other nights stand on."""
+
 _SHOWN = 3
 
 
@@ -48,6 +52,30 @@ def nodes_to_run(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any], only_mi
     quiet = logging.getLogger(__name__)
     runs = _determine_nodes_to_run(nodes[::-1], catalog, _build_node_children_map(pipeline), quiet)
     return [node for node in nodes if node in runs]
+
+
+def check_records(registry: NightRegistry, night: int, runs: Iterable[Node]) -> None:
+    """Make sure that nothing overwrites what a registered night left: later nights are asked and compared by it.
+
+    Args:
+        registry: of the life.
+        night: its number.
+        runs: the nodes that are to run.
+
+    Raises:
+        RegistryError: the night is registered, and a node would make its records anew.
+    """
+    if night not in registry.nights():
+        return
+    first = next((node for node in runs if node.outputs and node.name not in _FINISH), None)
+    if first is not None:
+        outputs = ", ".join(first.outputs)
+        raise RegistryError(
+            f"night {night} is registered, and {first.name} would make its {outputs} anew, by which later nights are "
+            f"asked and compared: run its memories as night {registry.next_night()}, after `sleep-pipeline rollback"
+            f"{environment_option()}` if it was promoted; its report alone is written again with `kedro run "
+            f"--pipelines=sleep --params=night={night} --from-nodes=write_report_node{environment_option()}`"
+        )
 
 
 def check_collected(

@@ -12,7 +12,7 @@ from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 
-from sleep_pipeline.night_going_on import check_collected, nodes_to_run
+from sleep_pipeline.night_going_on import check_collected, check_records, nodes_to_run
 from sleep_pipeline.night_lock import NightLock
 from sleep_pipeline.night_number import check_turn, folder_of, next_number
 from sleep_pipeline.registry import NightRegistry
@@ -191,6 +191,7 @@ class NightHook:
                         check_ancestors(registry, Path(catalog.load("primary_folder")), reporting)
             if _NIGHT in catalog:
                 runs = nodes_to_run(pipeline, catalog, bool(run_params.get("only_missing_outputs")))
+                check_records(registry, int(catalog.load(_NIGHT)), runs)
                 _check_going_on(catalog, registry, int(catalog.load(_NIGHT)), [node.name for node in runs])
         _check_inputs(inputs, catalog)
         if registry is not None:

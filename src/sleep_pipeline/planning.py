@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sleep_pipeline.datasets import PretrainedDataset
 from sleep_pipeline.dreaming.settings import DREAMER
-from sleep_pipeline.night_going_on import ChangedSinceError, check_collected, nodes_to_run
+from sleep_pipeline.night_going_on import ChangedSinceError, check_collected, check_records, nodes_to_run
 from sleep_pipeline.night_hook import NightRoomError, check_ancestors, check_register, check_room
 from sleep_pipeline.night_lock import NightLock
 from sleep_pipeline.night_number import check_turn, folder_of
@@ -160,6 +160,7 @@ def make_plan(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> Plan:
         # Whoever asks for a plan may have named the night or not; what was registered must be known either way.
         check_register(registry, night, True, path_of(catalog, "reporting_folder"))
         check_turn(registry, night)
+        check_records(registry, night, [node for node in pipeline.nodes if node.name in to_do])
         if to_do:
             check_ancestors(registry, path_of(catalog, "primary_folder"), path_of(catalog, "reporting_folder"))
             if models.is_dir():
