@@ -47,9 +47,13 @@ def test_a_night_reads_its_own_days_and_what_has_no_day(tmp_path: Path) -> None:
     assert set(second["text"]) - set(first["text"]) == {"Later."}
 
 
-def test_bad_rows_go_to_quarantine_with_file_and_line_and_good_ones_stay(tmp_path: Path) -> None:
+def test_bad_rows_go_to_quarantine_with_file_and_line_and_good_ones_stay(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     memories, models = inbox(tmp_path, a_jsonl=GOOD + '{"text": ""}\n')
-    good, quarantine, summary, page = collect_memories(CollectSettings(), 1, memories, models)
+    with caplog.at_level("WARNING"):
+        good, quarantine, summary, page = collect_memories(CollectSettings(), 1, memories, models)
+    assert [record.name for record in caplog.records] == ["sleep_pipeline.pipelines.collect.nodes"]
     assert len(good) == 2
     assert list(zip(quarantine["source"], quarantine["line"], strict=True)) == [("memories/a.jsonl", 3)]
     assert "empty" in quarantine["reason"][0]

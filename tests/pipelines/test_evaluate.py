@@ -137,7 +137,7 @@ def test_a_parent_that_does_not_tell_of_the_base_model_is_no_obstacle(skills: An
 
 
 @pytest.mark.parametrize("passes", [True, False])
-def test_a_night_whose_parent_was_rolled_back_meanwhile_is_rejected(tmp_path: Path, passes: bool) -> None:
+def test_a_night_whose_parent_was_rolled_back_meanwhile_is_rejected(tmp_path: Path, passes: bool, caplog: Any) -> None:
     import pandas as pd
 
     from sleep_pipeline.pipelines.evaluate.nodes import register_night
@@ -152,11 +152,13 @@ def test_a_night_whose_parent_was_rolled_back_meanwhile_is_rejected(tmp_path: Pa
             checkpoint, {"promote": passes or number < 3, "checks": []}, {"parent": parent}, memories, number, tmp_path
         )
 
-    enter(1, 0)
-    enter(2, 1)
-    registry = NightRegistry(tmp_path)
-    registry.rollback()
-    told = enter(3, 2)
+    with caplog.at_level("INFO", "sleep_pipeline"):
+        enter(1, 0)
+        enter(2, 1)
+        registry = NightRegistry(tmp_path)
+        registry.rollback()
+        told = enter(3, 2)
+    assert [record.levelname for record in caplog.records] == ["INFO", "INFO", "WARNING"]
     assert told["status"] == "rejected" and not told["decision"]["promote"]
     assert "the champion is night 1 now" in told["decision"]["checks"][-1]["reason"]
     assert registry.known_memories() == {"m1"}

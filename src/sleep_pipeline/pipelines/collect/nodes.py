@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -12,8 +13,12 @@ from sleep_pipeline.night_model import MachineSettings
 from sleep_pipeline.session import NothingToDo
 from sleep_pipeline.validation.rows import TooManyFailures
 
+logger = logging.getLogger(__name__)
+
 # Kedro evaluates the annotations of nodes when a command starts, so these stand for types whose import is slow.
 Table = Any  # pandas.DataFrame
+
+_SHOWN = 3
 
 
 class NothingNewError(NothingToDo):
@@ -91,6 +96,8 @@ def collect_memories(
         )
         nothing.made = made
         raise nothing
+    if len(quarantine):
+        _tell_quarantine(night, quarantine, len(tonight.waiting))
     summary = {
         "memories": len(checked.good),
         "known_before": len(known),
@@ -105,6 +112,21 @@ def collect_memories(
         "sources": {file.source: file.digest for file in tonight.reading.files},
     }
     return checked.good, quarantine, summary, page
+
+
+def _tell_quarantine(night: int, quarantine: Table, waiting: int) -> None:
+    from sleep_pipeline.memories.records import rejected_from_frame
+
+    first = "; ".join(map(str, rejected_from_frame(quarantine.head(_SHOWN))))
+    logger.warning(
+        "%d rows and files are in quarantine on night %d, and %d files wait for a later one: %s%s. All of them stand "
+        "in the night's quarantine.parquet below data/02_intermediate",
+        len(quarantine),
+        night,
+        waiting,
+        first,
+        "; ..." if len(quarantine) > _SHOWN else "",
+    )
 
 
 def make_contexts(memories: Table, model: str, machine: MachineSettings, collect: CollectSettings) -> Table:

@@ -310,7 +310,7 @@ def register_night(
     from dataclasses import asdict
     from datetime import UTC, datetime
 
-    from sleep_pipeline.evaluation.gate import FORGETTING
+    from sleep_pipeline.evaluation.gate import FORGETTING, Decision
     from sleep_pipeline.registry import BASE, Night, NightRegistry, manifest_digest
 
     registry = NightRegistry(models_folder)
@@ -337,8 +337,11 @@ def register_night(
     champion = registry.champion()
     if decision["promote"]:
         registry.promote(night)
+        logger.info("night %d is promoted: the next night grows from it", night)
     elif champion is None or champion.number != night:
         registry.reject(night)
+        reasons = " ".join(Decision.from_json(decision).reasons)
+        logger.warning("night %d is rejected, and its memories are new again: %s", night, reasons)
     # Checkpoints of its training, by which it would have gone on.
     shutil.rmtree(models_folder / "progress" / folder_of(night), ignore_errors=True)
     return asdict(registry.night(night)) | {"aliases": registry.aliases()}
@@ -355,7 +358,6 @@ def _overtaken(decision: dict[str, Any], night: int, parent: int, champion: int)
         f"night {night} grew from night {parent}, and the champion is night {champion} now (0 is the base model): it "
         "would bring back what was rolled back, so its memories are learned again by the next night"
     )
-    logger.warning("%s", reason)
     check = Check("champion", None, None, "as when the night began", False, reason)
     return replace(found, promote=False, checks=(*found.checks, check)).to_json()
 
