@@ -151,6 +151,20 @@ def test_a_memory_that_was_taken_back_since_is_a_problem(project: Path) -> None:
     assert told.startswith("memories/day_1/questions.jsonl:1: ") and "--from-nodes=collect_memories_node" in told
 
 
+def test_a_night_with_too_few_questions_for_the_gate_is_a_problem(project: Path) -> None:
+    collected(project)
+    samples, reports = (project / "data" / layer / "night_001" for layer in ("05_model_input", "08_reporting"))
+    samples.mkdir(parents=True)
+    for path in (samples / "teacher_samples.parquet", samples / "lessons.safetensors", reports / "seeded.json"):
+        path.touch()
+    probes = project / "data/03_primary/night_001/probes.parquet"
+    for count, few in ((6, 0), (5, 1)):
+        pd.DataFrame({"question": ["?"] * count}).to_parquet(probes)
+        told = planned()["problems"]
+        assert len(told) == few
+    assert "night 1 has 5 questions about its memories, and the gate, which takes 6" in told[0]
+
+
 def test_work_is_counted_from_contexts_and_settings(project: Path) -> None:
     collected(project)
     plan = planned("--params=seeding.teacher.replies=5,seeding.teacher.max_new_tokens=10,seeding.optimizer.steps=7")

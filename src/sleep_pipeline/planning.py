@@ -17,6 +17,7 @@ from sleep_pipeline.night_going_on import ChangedSinceError, check_collected, ch
 from sleep_pipeline.night_hook import NightRoomError, check_ancestors, check_register, check_room
 from sleep_pipeline.night_lock import NightLock
 from sleep_pipeline.night_number import check_turn, folder_of
+from sleep_pipeline.night_questions import too_few_questions
 from sleep_pipeline.planned_work import Needs, Settings, Work, needs_of, work_of
 from sleep_pipeline.registry import BASE, NightRegistry, RegistryError
 
@@ -175,6 +176,10 @@ def make_plan(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> Plan:
             given_probes(path_of(catalog, "probes_folder"))
         except (ProbeError, OSError) as error:
             problems.append(str(error))
+    elif registered is None and "decide_night_node" in to_do:
+        asked = _rows(path_of(catalog, "probes"))
+        if few := too_few_questions(night, asked, settings.evaluation.gate.min_questions):
+            problems.append(few)
     if "evaluate_night_node" in to_do:
         from sleep_pipeline.evaluation.harness import check_harness
         from sleep_pipeline.evaluation.texts import TextsError, ordinary_texts
@@ -290,11 +295,16 @@ def _packed(memories: Any, settings: Settings) -> list[int]:
 
 def _questions(catalog: CatalogProtocol[Any, Any], registry: NightRegistry, parent: int) -> int:
     """Probes of the nights that the model stands on, which are asked again."""
+    primary = path_of(catalog, "primary_folder")
+    return sum(_rows(primary / folder_of(each.number) / "probes.parquet") for each in registry.lineage(parent))
+
+
+def _rows(path: Path) -> int:
+    """Rows of a table; none where it is not there."""
     import pyarrow.parquet as parquet  # type: ignore[import-untyped]
 
-    primary = path_of(catalog, "primary_folder")
-    paths = [primary / folder_of(each.number) / "probes.parquet" for each in registry.lineage(parent)]
-    return sum(parquet.read_metadata(path).num_rows for path in paths if path.is_file())
+    rows: int = parquet.read_metadata(path).num_rows if path.is_file() else 0
+    return rows
 
 
 def _size(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any], night: int, judged_by: tuple[int, ...]) -> int | None:

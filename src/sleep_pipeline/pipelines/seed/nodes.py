@@ -11,6 +11,7 @@ from sleep_pipeline.datasets import Pretrained
 from sleep_pipeline.evaluation.settings import EvaluationSettings
 from sleep_pipeline.memories.settings import CollectSettings, MaskSettings
 from sleep_pipeline.night_model import MachineSettings, MemorySettings, NightModel, StorePart, open_model
+from sleep_pipeline.night_questions import too_few_questions
 from sleep_pipeline.run_environment import environment_option
 from sleep_pipeline.seeding.settings import SeedingSettings
 from sleep_pipeline.tracking import active_sink, night_sink
@@ -151,6 +152,8 @@ def sample_lessons(
             ", ".join(nothing[:3]),
             ", ..." if len(nothing) > 3 else "",
         )
+    if few := too_few_questions(night, len(frame), evaluation.gate.min_questions):
+        logger.warning("%s", few)
     night_sink().log_metrics({"night/probes_unmatched": len(unmatched)}, step=night)
     return samples, {"tonight": tonight, "open_book": gathered.open_book}, frame, summary
 
