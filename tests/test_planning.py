@@ -117,8 +117,16 @@ def test_new_memories_are_those_of_the_nights_own_days(project: Path) -> None:
         "known": 0,
         "collected": False,
         "waiting": 1,
+        "left": 0,
     }
     assert planned("--params=night=2")["memories"]["new"] == {"text": 3, "qa": 1}
+
+
+def test_memories_beyond_what_a_night_takes_are_counted(project: Path) -> None:
+    memories = planned("--params=collect.at_most=1")["memories"]
+    assert (memories["new"], memories["left"]) == ({"text": 1}, 2)
+    shown = invoke("--params=collect.at_most=1").output
+    assert "new memories that wait for the next night (collect.at_most): 2" in shown
 
 
 def test_planning_leaves_nothing_behind(project: Path) -> None:
@@ -140,7 +148,14 @@ def test_what_is_done_is_told_from_what_is_missing(project: Path) -> None:
 
 def test_a_night_that_has_collected_tells_what_it_collected(project: Path) -> None:
     collected(project)
-    assert planned()["memories"] == {"new": {"text": 5}, "quarantined": 4, "known": 3, "collected": True, "waiting": 0}
+    assert planned()["memories"] == {
+        "new": {"text": 5},
+        "quarantined": 4,
+        "known": 3,
+        "collected": True,
+        "waiting": 0,
+        "left": 0,
+    }
 
 
 def test_a_memory_that_was_taken_back_since_is_a_problem(project: Path) -> None:

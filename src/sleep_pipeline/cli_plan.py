@@ -66,6 +66,8 @@ def _lines(plan: Plan) -> Iterator[str]:
     )
     if plan.memories.waiting:
         yield f"{'':<12} files for a later night, as the names of their folders day_N say: {plan.memories.waiting}"
+    if plan.memories.left:
+        yield f"{'':<12} new memories that wait for the next night (collect.at_most): {plan.memories.left}"
     for work in plan.work:
         amount = f"{'at most ' if work.at_most else ''}{work.amount:,}"
         yield f"{'work':<12} {work.node.removesuffix('_node')}: {amount} {work.what} = {work.how}"

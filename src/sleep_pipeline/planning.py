@@ -67,6 +67,7 @@ class Memories:
         collected: whether this night has collected already; otherwise the folder was read, and the checks of
             Collect may yet leave some out.
         waiting: files whose memories are for a later night, by the number in the name of their folder.
+        left: new memories beyond `collect.at_most`, which wait for the next night.
     """
 
     new: Mapping[str, int]
@@ -74,6 +75,7 @@ class Memories:
     known: int
     collected: bool
     waiting: int = 0
+    left: int = 0
 
 
 @dataclass(frozen=True)
@@ -262,13 +264,15 @@ def _memories(
     known = registry.known_memories()
     if "collect_memories_node" not in to_do:
         told = catalog.load("collect_summary")
-        memories = Memories(told["kinds"], told["quarantined"], told["known_before"], collected=True)
+        memories = Memories(
+            told["kinds"], told["quarantined"], told["known_before"], collected=True, left=told.get("left_for_later", 0)
+        )
         if "make_contexts_node" not in to_do:
             return memories, [int(tokens) for tokens in catalog.load("contexts")["tokens"]]
         from sleep_pipeline.memories.records import memories_from_frame
 
         return memories, _packed(memories_from_frame(catalog.load("memories")), settings)
-    from sleep_pipeline.memories.tonight import read_tonight
+    from sleep_pipeline.memories.tonight import read_tonight, taken
 
     folder = path_of(catalog, "memories_folder")
     found = read_tonight(folder, settings.collect, night, known)
@@ -276,10 +280,16 @@ def _memories(
         problems.append(problem)
     elif not found.memories:
         problems.append(f"{folder} holds no new memory for night {night}: put files into it")
-    kinds = dict(Counter(str(memory.kind) for memory in found.memories))
-    refused = len(found.refused) + len(found.said_twice)
-    memories = Memories(kinds, refused, len(known), collected=False, waiting=len(found.waiting))
-    return memories, _packed(found.memories, settings)
+    new = [found.memories[at] for at in taken([each.source for each in found.memories], settings.collect.at_most)]
+    memories = Memories(
+        dict(Counter(str(memory.kind) for memory in new)),
+        len(found.refused) + len(found.said_twice),
+        len(known),
+        collected=False,
+        waiting=len(found.waiting),
+        left=len(found.memories) - len(new),
+    )
+    return memories, _packed(new, settings)
 
 
 def _packed(memories: Any, settings: Settings) -> list[int]:

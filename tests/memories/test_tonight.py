@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from sleep_pipeline.memories.records import Content, digests_of_beginnings
 from sleep_pipeline.memories.settings import CollectSettings
-from sleep_pipeline.memories.tonight import read_tonight
+from sleep_pipeline.memories.tonight import read_tonight, taken
 
 
 def test_rows_that_were_bad_on_earlier_days_do_not_stop_a_later_night(tmp_path: Path) -> None:
@@ -105,3 +105,24 @@ def test_what_resembles_a_memory_of_an_earlier_night_is_not_learned_on_a_later_o
     second = read_tonight(tmp_path, CollectSettings(), 2, {memory.digest for memory in first.memories})
     assert second.memories == ()
     assert [item.source for item in second.said_twice] == [f"{tmp_path.name}/b.txt"]
+
+
+def test_a_night_takes_what_is_of_earlier_days_first_and_otherwise_in_the_order_of_reading() -> None:
+    sources = ["m/a.md", "m/b.md", "m/day_10/a.md", "m/day_2/a.md", "m/day_2/a.md", "m/day_2/b.md"]
+    assert taken(sources, 3) == [0, 1, 3]
+    assert taken(sources, 5) == [0, 1, 3, 4, 5]
+    assert taken(sources, 9) == taken(sources, None) == list(range(6))
+
+
+def test_night_after_night_of_a_few_memories_learns_them_all_once(tmp_path: Path) -> None:
+    names = [f"{number:02d}.txt" for number in range(7)]
+    for name in names:
+        (tmp_path / name).write_text(f"Ferry {name} leaves quay {name}.\n", encoding="utf-8")
+    known: set[str] = set()
+    nights = []
+    for night in range(1, 4):
+        found = read_tonight(tmp_path, CollectSettings(), night, known).memories
+        new = [found[at] for at in taken([memory.source for memory in found], 3)]
+        known.update(memory.digest for memory in new)
+        nights.append([Path(memory.source).name for memory in new])
+    assert nights == [names[:3], names[3:6], names[6:]]

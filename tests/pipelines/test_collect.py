@@ -62,6 +62,20 @@ def test_bad_rows_go_to_quarantine_with_file_and_line_and_good_ones_stay(
     assert "Memories of night 1" in page
 
 
+def test_what_a_night_does_not_take_stays_new(tmp_path: Path) -> None:
+    memories, models = inbox(tmp_path, a_jsonl=GOOD)
+    few = CollectSettings(at_most=1)
+    first, _, summary, _ = collect_memories(few, 1, memories, models)
+    assert list(first["text"]) == ["The mill of Osk stands by the river."]
+    assert (summary["memories"], summary["left_for_later"], summary["kinds"]) == (1, 1, {"text": 1})
+    registry = NightRegistry(models)
+    registry.register(Night(1, 0, "night_001", "digest", "2026-01-01T00:00:00Z", memories=tuple(first["digest"])))
+    registry.promote(1)
+    second, _, summary, _ = collect_memories(few, 2, memories, models)
+    assert list(second["text"]) == ["Mira lives in Geska."]
+    assert (summary["left_for_later"], summary["parent"]) == (0, 1)
+
+
 def test_what_the_champion_knows_is_not_new(tmp_path: Path) -> None:
     memories, models = inbox(tmp_path, a_jsonl=GOOD)
     good, *_ = collect_memories(CollectSettings(), 1, memories, models)

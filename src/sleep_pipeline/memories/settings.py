@@ -90,6 +90,8 @@ class CollectSettings(_Settings):
         probe_share: share of the questions that is held out of all training.
         probe_salt: another salt holds out other questions.
         max_bad_share: a larger share of bad rows stops the night.
+        at_most: new memories that a night takes; those of earlier days first, otherwise by the names of their files and
+            by line. The rest stays new for the next night. None takes all.
     """
 
     max_line_bytes: PositiveInt = 2**20
@@ -107,3 +109,4 @@ class CollectSettings(_Settings):
     probe_share: float = Field(0.2, ge=0, le=1)
     probe_salt: str = "probes"
     max_bad_share: float = Field(0.5, ge=0, le=1)
+    at_most: PositiveInt | None = None

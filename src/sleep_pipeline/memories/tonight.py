@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -13,7 +13,6 @@ from sleep_pipeline.memories.passages import HEADING
 from sleep_pipeline.memories.reading import Reading, day_of, new_memories, read_folder
 from sleep_pipeline.memories.records import Duplicate, Memory, Rejected, digests_of_beginnings
 from sleep_pipeline.memories.settings import CollectSettings
-
 
 @dataclass(frozen=True)
 class Tonight:
@@ -75,6 +74,16 @@ def without_learned(memory: Memory, known: Collection[str]) -> Memory:
         return memory
     headings = itertools.takewhile(lambda line: not line.strip() or HEADING.match(line), lines[:learned])
     return replace(memory, text="\n".join([*(line for line in headings if line.strip()), rest]))
+
+
+def taken(sources: Sequence[str], at_most: int | None) -> list[int]:
+    """Which memories a night takes: their places, ascending.
+
+    Args:
+        sources: of all that are new, in the order in which they were read.
+        at_most: how many; those of earlier days come first. None takes all.
+    """
+    return sorted(sorted(range(len(sources)), key=lambda at: day_of(sources[at]))[:at_most])
 
 
 def read_tonight(folder: Path, settings: CollectSettings, night: int, known: Collection[str]) -> Tonight:

@@ -60,7 +60,7 @@ def collect_memories(
 
     from sleep_pipeline.memories.reading import rejected_duplicates
     from sleep_pipeline.memories.records import memories_to_frame, rejected_to_frame
-    from sleep_pipeline.memories.tonight import read_tonight
+    from sleep_pipeline.memories.tonight import read_tonight, taken
     from sleep_pipeline.registry import BASE, NightRegistry
     from sleep_pipeline.validation.page import render_page
     from sleep_pipeline.validation.rows import REASON, validate_rows
@@ -96,22 +96,29 @@ def collect_memories(
         )
         nothing.made = made
         raise nothing
+    good = checked.good.iloc[taken(list(checked.good["source"]), collect.at_most)]
+    left = len(checked.good) - len(good)
+    if left:
+        logger.info(
+            "night %d takes %d new memories (collect.at_most), and %d wait for the next night", night, len(good), left
+        )
     if len(quarantine):
         _tell_quarantine(night, quarantine, len(tonight.waiting))
     summary = {
-        "memories": len(checked.good),
+        "memories": len(good),
+        "left_for_later": left,
         "known_before": len(known),
         "files": len(tonight.reading.files),
         "quarantined": len(quarantine),
-        "masked": int((checked.good["masked"] != "{}").sum()),
-        "flagged": int((~checked.good["flags"].isin(["", "[]"])).sum()),
-        "kinds": {str(kind): int(count) for kind, count in checked.good["kind"].value_counts().items()},
+        "masked": int((good["masked"] != "{}").sum()),
+        "flagged": int((~good["flags"].isin(["", "[]"])).sum()),
+        "kinds": {str(kind): int(count) for kind, count in good["kind"].value_counts().items()},
         "folder_digest": tonight.reading.digest(),
         # By these a night that goes on sees whether it has still collected what is there.
         "parent": BASE if champion is None else champion.number,
         "sources": {file.source: file.digest for file in tonight.reading.files},
     }
-    return checked.good, quarantine, summary, page
+    return good, quarantine, summary, page
 
 
 def _tell_quarantine(night: int, quarantine: Table, waiting: int) -> None:

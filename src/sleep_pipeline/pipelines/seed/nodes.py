@@ -215,7 +215,7 @@ def _given(
         logger.warning(
             "%d questions in %s were asked on no night so far, and their sources name no memory of tonight: %s. "
             "Correct the file and line in their sources; a question that came after its memory was learned is too "
-            "late, and one whose memory is in quarantine waits for it",
+            "late, and one whose memory is in quarantine, or beyond collect.at_most, waits for it",
             len(unmatched),
             probes_folder,
             "; ".join(unmatched[:3]) + ("; ..." if len(unmatched) > 3 else ""),
