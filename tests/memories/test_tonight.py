@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from sleep_pipeline.memories.records import Content, digests_of_beginnings
 from sleep_pipeline.memories.settings import CollectSettings
-from sleep_pipeline.memories.tonight import read_tonight, taken
+from sleep_pipeline.memories.tonight import FAR_OFF, read_tonight, taken
 
 
 def test_rows_that_were_bad_on_earlier_days_do_not_stop_a_later_night(tmp_path: Path) -> None:
@@ -126,3 +126,13 @@ def test_night_after_night_of_a_few_memories_learns_them_all_once(tmp_path: Path
         known.update(memory.digest for memory in new)
         nights.append([Path(memory.source).name for memory in new])
     assert nights == [names[:3], names[3:6], names[6:]]
+
+
+def test_a_date_in_the_name_of_a_folder_is_noticed(tmp_path: Path) -> None:
+    for day in (3, 5 + FAR_OFF, 20261128):
+        (tmp_path / f"day_{day}").mkdir()
+        for name in ("a.md", "b.md"):
+            (tmp_path / f"day_{day}" / name).write_text(f"On day {day} the ferry {name} is late.\n", encoding="utf-8")
+    found = read_tonight(tmp_path, CollectSettings(), 5, ())
+    assert found.far_off(5) == {20261128: f"{tmp_path.name}/day_20261128/a.md"}
+    assert set(found.far_off(1)) == {5 + FAR_OFF, 20261128}

@@ -14,6 +14,10 @@ from sleep_pipeline.memories.reading import Reading, day_of, new_memories, read_
 from sleep_pipeline.memories.records import Duplicate, Memory, Rejected, digests_of_beginnings
 from sleep_pipeline.memories.settings import CollectSettings
 
+FAR_OFF = 1000
+"""Nights ahead from which on a folder `day_N` is taken for a mistake."""
+
+
 @dataclass(frozen=True)
 class Tonight:
     """What a night finds.
@@ -33,6 +37,11 @@ class Tonight:
     reading: Reading
     learned: int = 0
     waiting: tuple[str, ...] = ()
+
+    def far_off(self, night: int) -> dict[int, str]:
+        """A file of every day so far ahead that a date may have been meant."""
+        days = {day_of(source): source for source in reversed(self.waiting)}
+        return {day: days[day] for day in sorted(days) if day > night + FAR_OFF}
 
     def too_bad(self, max_bad_share: float) -> str | None:
         """Why so much could not be read that the night must not begin; None if it may.

@@ -68,6 +68,16 @@ def collect_memories(
     registry = NightRegistry(models_folder)
     known, champion = registry.known_memories(), registry.champion()
     tonight = read_tonight(memories_folder, collect, night, known)
+    if far_off := tonight.far_off(night):
+        day, source = next(iter(far_off.items()))
+        logger.warning(
+            "%s waits for night %d, and this is night %d (%d such folders in all): the N of a folder day_N is the "
+            "number of the night that may learn it first, and no date; rename what shall be learned earlier",
+            source,
+            day,
+            night,
+            len(far_off),
+        )
     checked = validate_rows(memories_to_frame(tonight.memories), "memories")
     out = rejected_to_frame([*tonight.refused, *rejected_duplicates(tonight.said_twice)])
     failed = checked.bad.assign(excerpt="")[["source", "line", REASON, "excerpt"]].rename(columns={REASON: "reason"})
