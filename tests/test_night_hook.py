@@ -122,6 +122,18 @@ def test_the_records_of_a_registered_night_are_not_overwritten(tmp_path: Path, n
     begin(tmp_path, writing(name), params_night=2).after_pipeline_run()
 
 
+@pytest.mark.parametrize("only_missing", [False, True])
+def test_what_is_done_again_is_no_longer_there_when_its_run_dies(tmp_path: Path, only_missing: bool) -> None:
+    record = FileDataset(str(tmp_path / "record"), "json")
+    record.save({})
+    given = {"models_folder": MemoryDataset(tmp_path), "params:night": MemoryDataset(1)}
+    hook = NightHook()
+    parameters = {"only_missing_outputs": only_missing}
+    hook.before_pipeline_run(parameters, writing("make_contexts_node"), DataCatalog(given | {"record": record}))
+    hook.on_pipeline_error()
+    assert record.exists() == only_missing
+
+
 @pytest.mark.parametrize("name", ["register_night_node", "write_report_node"])
 def test_what_a_registered_night_still_lacks_is_made(tmp_path: Path, name: str) -> None:
     registered(tmp_path, 1)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sleep_pipeline.datasets import FileDataset, PretrainedDataset
 from sleep_pipeline.registry import BASE, NightRegistry, RegistryError
 from sleep_pipeline.run_environment import environment_option
 
@@ -76,6 +77,19 @@ def check_records(registry: NightRegistry, night: int, runs: Iterable[Node]) -> 
             f"{environment_option()}` if it was promoted; its report alone is written again with `kedro run "
             f"--pipelines=sleep --params=night={night} --from-nodes=write_report_node{environment_option()}`"
         )
+
+
+def clear_outputs(catalog: CatalogProtocol[Any, Any], runs: Sequence[Node]) -> None:
+    """Remove what nodes that are done again made before, the last one's first.
+
+    A run that is killed on its way would leave some of it behind, and the next one would take that for done: a memory
+    that was taken back would be learned from lessons about it, though it was collected anew without it.
+    """
+    for node in reversed(runs):
+        for name in node.outputs:
+            dataset = catalog.get(name) if name in catalog else None
+            if isinstance(dataset, FileDataset | PretrainedDataset):
+                dataset.clear()
 
 
 def check_collected(

@@ -11,8 +11,9 @@ from typing import Any
 from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
+from kedro.pipeline.node import Node
 
-from sleep_pipeline.night_going_on import check_collected, check_records, nodes_to_run
+from sleep_pipeline.night_going_on import check_collected, check_records, clear_outputs, nodes_to_run
 from sleep_pipeline.night_lock import NightLock
 from sleep_pipeline.night_number import check_turn, folder_of, next_number
 from sleep_pipeline.registry import NightRegistry
@@ -178,6 +179,7 @@ class NightHook:
         set_environment(run_params.get("env"))
         inputs = pipeline.inputs()
         registry = None
+        anew: list[Node] = []
         if any("night" in node.tags for node in pipeline.nodes):
             registry = NightRegistry(Path(catalog.load("models_folder")))
             check_room(registry)
@@ -190,14 +192,17 @@ class NightHook:
                     if any(node.name == _EVALUATES for node in pipeline.nodes):
                         check_ancestors(registry, Path(catalog.load("primary_folder")), reporting)
             if _NIGHT in catalog:
-                runs = nodes_to_run(pipeline, catalog, bool(run_params.get("only_missing_outputs")))
-                check_records(registry, int(catalog.load(_NIGHT)), runs)
-                _check_going_on(catalog, registry, int(catalog.load(_NIGHT)), [node.name for node in runs])
+                night, missing_alone = int(catalog.load(_NIGHT)), bool(run_params.get("only_missing_outputs"))
+                runs = nodes_to_run(pipeline, catalog, missing_alone)
+                check_records(registry, night, runs)
+                _check_going_on(catalog, registry, night, [node.name for node in runs])
+                anew = [] if missing_alone or night in registry.nights() else runs
         _check_inputs(inputs, catalog)
         if registry is not None:
             lock = NightLock(registry.folder)
             lock.acquire()
             self._lock = lock
+            clear_outputs(catalog, anew)
 
     @hook_impl(trylast=True)
     def after_pipeline_run(self) -> None:

@@ -22,7 +22,8 @@ class NightSession(KedroSession):
     """Runs of a night's pipelines leave out what is done already; a run that names nodes does as it is told.
 
     Every data set of a night is whole or not there, so what is there is done. To do a night again from some point on,
-    as long as it is not registered, name the node: `kedro run --pipelines=sleep --from-nodes=train_expert_node`.
+    as long as it is not registered, name the node: `kedro run --pipelines=sleep --from-nodes=train_expert_node`. What
+    the nodes of such a run had made is removed before the first of them.
     """
 
     def run(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -63,6 +63,15 @@ def test_a_folder_without_manifest_is_no_checkpoint(dataset: PretrainedDataset, 
         dataset.load()
 
 
+def test_a_checkpoint_that_was_cleared_is_not_there_until_one_is_saved_again(dataset: PretrainedDataset) -> None:
+    dataset.clear()
+    for text in ("one", "two"):
+        dataset.save(Pretrained((_Part(text),)))
+        assert dataset.exists()
+        dataset.clear()
+        assert not dataset.exists()
+
+
 def test_a_folder_data_set_makes_its_folder_and_takes_no_data(tmp_path: Path) -> None:
     folder = FolderDataset(str(tmp_path / "a" / "b"))
     assert not folder.exists()

@@ -109,6 +109,10 @@ class FileDataset(AbstractDataset[Any, Any]):
         finally:
             partial.unlink(missing_ok=True)
 
+    def clear(self) -> None:
+        """Remove the file: it is not there until it is saved again."""
+        self._path.unlink(missing_ok=True)
+
     def _exists(self) -> bool:
         return self._path.is_file()
 

@@ -102,6 +102,13 @@ class PretrainedDataset(AbstractDataset[Pretrained, Path]):
         partial.rename(self._folder)
         shutil.rmtree(retired, ignore_errors=True)
 
+    def clear(self) -> None:
+        """Remove the folder: no checkpoint is there until one is saved again."""
+        self._exists()
+        # The manifest goes first, so that a crash leaves no checkpoint that looks whole.
+        (self._folder / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
     def _exists(self) -> bool:
         retired = self._folder.with_name(self._folder.name + ".retired")
         if not self._folder.exists() and (retired / MANIFEST).exists():
