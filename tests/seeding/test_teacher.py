@@ -1,6 +1,5 @@
 import math
 import re
-import time
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -18,69 +17,11 @@ from sleep_pipeline.seeding.teacher import (
     TeacherSample,
     TeacherSettings,
     excerpts,
-    read_pairs,
-    same_answer,
     sample_teacher,
     shares,
-    without_pairs,
 )
 
 CONTEXTS = ["Mira lives in Osk.", "Osk has 12 inns."]
-
-
-def test_pairs_are_read_and_anything_else_is_left_out() -> None:
-    reply = "Question: Who?\nAnswer: Mira.\nnoise\nQuestion: Where?\nQuestion: When?\nAnswer: Now\nAnswer: Never"
-    assert read_pairs(reply) == [("Who?", "Mira."), ("When?", "Now")]
-    assert read_pairs("Question: \nAnswer: Osk") == []
-
-
-@pytest.mark.parametrize(
-    "reply",
-    [
-        "**Question 1:** Who?\n**Answer 1:** Mira.",
-        "1. Question: Who?\n   Answer: Mira.",
-        "Q: Who?\nA: Mira.",
-        "Question 1: Who?\n\nAnswer: Mira.",
-        "### Question\n- **Question:** Who?\n- **Answer:** Mira.",
-        "Here you are:\n\nquestion: Who?  \nanswer: Mira.  \n",
-        "Q1: **Who?**\nA1: **Mira.**",
-    ],
-)
-def test_pairs_are_read_as_models_write_them(reply: str) -> None:
-    assert read_pairs(reply) == [("Who?", "Mira.")]
-
-
-@pytest.mark.parametrize("reply", ["Question: " + "*" * 20_000, "Question: a" + " " * 20_000, "1. " * 20_000])
-def test_a_reply_of_one_mark_over_and_over_takes_no_time(reply: str) -> None:
-    began = time.process_time()
-    assert read_pairs(reply) == []
-    # Cubic time would be hours.
-    assert time.process_time() - began < 10
-
-
-def test_a_question_keeps_what_stands_in_it() -> None:
-    reply = "Question: What is 2 * 3: six or *5*?\nAnswer: 6 (see Q: 7)"
-    assert read_pairs(reply) == [("What is 2 * 3: six or *5*?", "6 (see Q: 7)")]
-    assert read_pairs("A question: none\nNo answer: none") == []
-
-
-def test_pairs_are_taken_out_as_they_are_read() -> None:
-    reply = "Here:\n1. Question: Who?\n   Answer: Mira.\n\nQ: Where?\nA: Osk\n\n**Question:** When?\n**Answer:** Now"
-    assert without_pairs(reply, lambda question: question in {"Who?", "When?"}) == "Here:\nQ: Where?\nA: Osk"
-    assert without_pairs(reply, lambda question: False) is reply
-
-
-def test_an_answer_in_a_sentence_is_the_same_only_where_that_is_asked_for() -> None:
-    said, wanted = "She lives in the Old Mill, I think.", "the old mill"
-    assert same_answer(said, wanted, "contains") and same_answer(wanted, said, "contains")
-    assert not same_answer(said, wanted)
-    assert not same_answer("140", "40", "contains") and not same_answer("mill old", wanted, "contains")
-    assert not same_answer("anything", "", "contains")
-
-
-def test_answers_are_the_same_but_for_case_and_outer_punctuation() -> None:
-    assert same_answer("The Ball ", "the ball.")
-    assert not same_answer("12", "21")
 
 
 def test_shares_add_up_and_keep_the_proportions() -> None:

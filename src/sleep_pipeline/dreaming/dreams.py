@@ -27,7 +27,8 @@ from sleep_pipeline.generation.sampler import (
     encode_prompts,
 )
 from sleep_pipeline.memory.blocks import text_config
-from sleep_pipeline.seeding.teacher import Message, read_pairs, same_answer, shares, without_pairs
+from sleep_pipeline.seeding.answers import read_pairs, same_answer, without_pairs
+from sleep_pipeline.seeding.teacher import Message, shares
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -23,7 +23,8 @@ from sleep_pipeline.generation.replies import GREEDY
 from sleep_pipeline.generation.sampler import end_marks
 from sleep_pipeline.memory.beside import network_of
 from sleep_pipeline.memory.blocks import text_config
-from sleep_pipeline.seeding.teacher import TeacherSample, same_answer
+from sleep_pipeline.seeding.answers import same_answer
+from sleep_pipeline.seeding.teacher import TeacherSample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

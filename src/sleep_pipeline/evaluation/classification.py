@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from sleep_pipeline.generation.likelihood import encode_reply
 from sleep_pipeline.generation.modes import evaluating
 from sleep_pipeline.generation.replies import greedy_replies
-from sleep_pipeline.seeding.teacher import same_answer
+from sleep_pipeline.seeding.answers import same_answer
 
 if TYPE_CHECKING:
     from torch import Tensor

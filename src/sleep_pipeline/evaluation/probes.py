@@ -16,7 +16,7 @@ from sleep_pipeline.memories.files import READERS, passed_over
 from sleep_pipeline.memories.lines import read_lines
 from sleep_pipeline.memories.masking import mask
 from sleep_pipeline.memories.settings import MaskSettings
-from sleep_pipeline.seeding.teacher import Match, same_answer
+from sleep_pipeline.seeding.answers import Match, same_answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

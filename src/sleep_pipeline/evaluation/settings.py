@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from sleep_pipeline.evaluation.gate import GateSettings
-from sleep_pipeline.seeding.teacher import Match
+from sleep_pipeline.seeding.answers import Match
 
 
 class HarnessSettings(BaseModel):
@@ -34,7 +34,7 @@ class EvaluationSettings(BaseModel):
     """What a night is asked afterwards.
 
     Attributes:
-        match: when an answer is right; see `seeding.teacher.same_answer`. For models that answer in sentences:
+        match: when an answer is right; see `seeding.answers.same_answer`. For models that answer in sentences:
             `contains`.
         max_new_tokens: of an answer.
         batch_size: questions at a time.

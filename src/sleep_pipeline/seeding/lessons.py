@@ -19,9 +19,10 @@ from sleep_pipeline.generation.likelihood import encode_reply
 from sleep_pipeline.generation.modes import evaluating
 from sleep_pipeline.generation.reading import inputs_of, reading_batches
 from sleep_pipeline.generation.sampler import SamplingSettings, TransformersSampler
+from sleep_pipeline.seeding.answers import read_pairs
 from sleep_pipeline.seeding.divergences import CachedTeacher, cache_teacher
 from sleep_pipeline.seeding.hidden import answer_head, hidden_states
-from sleep_pipeline.seeding.teacher import TeacherSample, TeacherSettings, read_pairs, shares
+from sleep_pipeline.seeding.teacher import TeacherSample, TeacherSettings, shares
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

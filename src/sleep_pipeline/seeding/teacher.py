@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -21,13 +20,12 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from sleep_pipeline.generation.likelihood import reply_log_probs, says_as_written
 from sleep_pipeline.generation.sampler import Reply, SamplingSettings, TransformersSampler
 from sleep_pipeline.memories.chunking import sentences
+from sleep_pipeline.seeding.answers import Match, plain_answer, read_pairs, same_answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Message = dict[str, str]
-Match = Literal["exact", "contains"]
-"""How answers are compared; see `same_answer`."""
 Check = Literal["probability", "replies"]
 """How it is told whether the teacher agrees with itself; see `TeacherSettings`."""
 logger = logging.getLogger(__name__)
@@ -180,59 +178,6 @@ def shares(prompts: Sequence[TeacherPrompt], replies: int) -> list[int]:
     return counts
 
 
-# Nothing is given back that was taken (`*+`): a reply may be one mark or space over and over, hundreds of times.
-_MARK = r"[ \t]*+(?:[*_#>-]++[ \t]*+)?(?:\d++[.)][ \t]*+)?[*_]*+"
-_LABEL = r"[ \t]*+\d*+[ \t]*+[*_]*+[ \t]*+:[ \t]*+[*_]*+[ \t]*+(\S.*+)"
-_PAIR = re.compile(rf"^{_MARK}(?:Question|Q){_LABEL}\n\s*{_MARK}(?:Answer|A){_LABEL}$", flags=re.M | re.I)
-
-
-def read_pairs(reply: str) -> list[tuple[str, str]]:
-    """The `Question:` and `Answer:` lines of a reply as pairs; anything else is left out.
-
-    Numbers, Markdown around the two words, `Q:` and `A:`, and blank lines in between are read as well: models write
-    them unasked.
-    """
-    return [(_bare(question), _bare(answer)) for question, answer in _PAIR.findall(reply)]
-
-
-def _bare(text: str) -> str:
-    """Without Markdown's marks after it."""
-    return text.strip().rstrip("*_").strip()
-
-
-def without_pairs(reply: str, unwanted: Callable[[str], bool]) -> str:
-    """A reply without the pairs whose questions are unwanted."""
-    kept = _PAIR.sub(lambda found: "" if unwanted(_bare(found[1])) else found[0], reply)
-    return reply if kept == reply else re.sub(r"\n\s*\n", "\n", kept).strip()
-
-
-def same_answer(one: str, other: str, match: Match = "exact") -> bool:
-    """Whether two short answers are the same.
-
-    Args:
-        one: an answer.
-        other: another.
-        match: `exact`: but for case, outer punctuation and spaces. `contains`: or all words of one stand in the other
-            in a row, as when a model answers in a sentence.
-    """
-    if _plain(one) == _plain(other):
-        return True
-    if match == "exact":
-        return False
-    shorter, longer = sorted((_words(one), _words(other)), key=len)
-    return bool(shorter) and any(
-        longer[start : start + len(shorter)] == shorter for start in range(len(longer) - len(shorter) + 1)
-    )
-
-
-def _plain(answer: str) -> str:
-    return " ".join(answer.casefold().split()).strip(" .,;:!?\"'")
-
-
-def _words(answer: str) -> list[str]:
-    return re.findall(r"\w+", answer.casefold())
-
-
 def sample_teacher(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -358,7 +303,7 @@ class _Writer:
             if not says_as_written(self.tokenizer, answer):
                 self.dropped["changed by the chat template"] += 1
                 continue
-            key = (text.context, question, _plain(answer))
+            key = (text.context, question, plain_answer(answer))
             if key in self.written:
                 self.dropped["duplicate"] += 1
                 continue
@@ -390,7 +335,7 @@ def _check(
     forms = {prompt.kind: prompt.form for prompt in settings.prompts}
     pairs = [sample for sample in written if forms[sample.kind] == "pairs"]
     kept = [sample for sample in written if forms[sample.kind] == "text"]
-    unknown = {_plain(answer) for answer in settings.unknown}
+    unknown = {plain_answer(answer) for answer in settings.unknown}
 
     def agreements(claims: Sequence[Claim], seed: int, part: str) -> list[float]:
         title = f"agreement{part}" if progress else None
@@ -398,7 +343,7 @@ def _check(
             return answer_probabilities(model, tokenizer, claims, settings.batch_size, title)
         return answer_shares(model, tokenizer, claims, settings, seed, title)
 
-    known = [sample for sample in pairs if _plain(sample.answer) not in unknown]
+    known = [sample for sample in pairs if plain_answer(sample.answer) not in unknown]
     dropped["says that it does not know"] += len(pairs) - len(known)
     said = agreements(
         [(sample.read(contexts) or "", sample.question, (sample.answer,)) for sample in known], 1000 * seed + 999, ""
