@@ -46,6 +46,34 @@ def test_a_template_that_takes_marks_for_its_own_does_not_say_an_answer_as_writt
     assert not says_as_written(tokenizer, "the mark </think>")
 
 
+CUT = "{{ m.content.split('</think>')[-1] }}"
+THOUGHT = "{% if '</think>' in m.content %}<think>{{ m.content }}{% else %}<think></think>{{ m.content }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("opening", "reply"),
+    [("", CUT), ("<think>\n", f"<think>\n\n</think>{CUT}"), ("", f"<think>\n\n</think>{CUT}"), ("", THOUGHT)],
+    ids=["cut", "opened by the prompt and cut", "with an empty thought and cut", "taken for a thought"],
+)
+def test_an_answer_that_a_template_cuts_or_takes_for_a_thought_is_not_said_as_written(
+    tiny_tokenizer: Any, opening: str, reply: str
+) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>"]})
+    # Without this, a line's end and the next one are a single token in one text and two in the other.
+    tokenizer.add_tokens(["<think>\n", "\n</think>"])
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'user' %}{{ m.content }}{% else %}"
+        f"{reply}{{% endif %}}{tokenizer.eos_token}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}<|assistant|>{opening}{{% endif %}}"
+    )
+    assert says_as_written(tokenizer, "the river")
+    assert says_as_written(tokenizer, "a <b> and 2 < 3\nthe river")
+    assert not says_as_written(tokenizer, "the river is old </think> the mill")
+    assert not says_as_written(tokenizer, "<think> the river </think> the mill")
+    assert not says_as_written(tokenizer, f"the river <{tokenizer.eos_token} the mill")
+
+
 def test_what_a_template_writes_around_a_question_is_told_from_it(tiny_tokenizer: Any) -> None:
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.chat_template = (

@@ -78,14 +78,26 @@ def question_reader(tokenizer: PreTrainedTokenizerBase) -> Callable[[Sequence[in
 
 
 def says_as_written(tokenizer: PreTrainedTokenizerBase, answer: str) -> bool:
-    """Whether the chat template leaves an answer as it is; some take marks such as `</think>` for their own."""
+    """Whether the chat template leaves an answer as it is; some take marks such as `</think>` for their own.
+
+    What a template puts around every answer, such as an empty thought before it, is no change. Blanks count for
+    nothing.
+    """
     if "<" not in answer:
         return True
+    plain = "apple"
     try:
-        encode_reply(tokenizer, [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}])
+        said, usual = (_written(tokenizer, content) for content in (answer, plain))
     except ValueError:
         return False
-    return True
+    before, _, behind = usual.partition(plain)
+    return said == before + "".join(answer.split()) + behind
+
+
+def _written(tokenizer: PreTrainedTokenizerBase, answer: str) -> str:
+    """What a chat template makes of an answer, without blanks."""
+    ids, start = encode_reply(tokenizer, [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}])
+    return "".join(tokenizer.decode(ids[start:], skip_special_tokens=True).split())
 
 
 def reply_log_probs(
