@@ -169,6 +169,21 @@ def test_lessons_in_reading_are_what_the_model_does_with_a_text_that_the_student
         assert lesson.teacher_prompt == lesson.ids[: lesson.start]
 
 
+def test_what_the_template_would_change_is_no_lesson_in_reading(
+    tiny_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TransformersSampler", Script)
+    quiz = "Question: Where?\nAnswer: Osk\nQuestion: Who?\nAnswer: Jon </think> Mira"
+    monkeypatch.setattr(Script, "replies", {"Quiz": [quiz], "Tell": ["A town.", "A </think> river."]})
+    thinking = (
+        "{% if messages[-1]['role'] == 'assistant' and '</think>' in messages[-1]['content'] %}<|user|>{% endif %}"
+    )
+    monkeypatch.setattr(tiny_tokenizer, "chat_template", thinking + tiny_tokenizer.chat_template)
+    found = open_book_lessons(tiny_model, tiny_tokenizer, ["Osk is a town."], READING, 4, seed=0)
+    said = [tiny_tokenizer.decode(lesson.ids[lesson.start : -1]) for lesson in found]
+    assert said == ["Osk", "A town."]
+
+
 def test_an_altered_text_says_otherwise_what_the_most_similar_question_asks_of_another() -> None:
     contexts = ["Mira lives in Osk. Her dog is Rex.", "Jon lives in Ule and has 12 cats."]
     samples = [

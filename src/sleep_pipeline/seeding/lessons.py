@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from jinja2 import TemplateError
 from rapidfuzz import fuzz, process
 
-from sleep_pipeline.generation.likelihood import encode_reply
+from sleep_pipeline.generation.likelihood import encode_reply, says_as_written
 from sleep_pipeline.generation.modes import evaluating
 from sleep_pipeline.generation.reading import inputs_of, reading_batches
 from sleep_pipeline.generation.sampler import SamplingSettings, TransformersSampler
@@ -259,7 +259,7 @@ def open_book_lessons(
 
     They are the teacher's own tasks, writing about a text and answering what was written, since a student that can no
     longer do them is no teacher of the next night. Nothing is asked again: whatever the model says about these
-    documents now is what it shall go on saying.
+    documents now is what it shall go on saying, but for what the chat template would change.
     """
     samples = []
     sampler = TransformersSampler(
@@ -274,4 +274,5 @@ def open_book_lessons(
                 samples.append(TeacherSample(context, "writing", prompt.ask, text, 1.0))
                 if prompt.form == "pairs":
                     samples += [TeacherSample(context, prompt.kind, *pair, 1.0) for pair in read_pairs(text)]
+    samples = [sample for sample in samples if says_as_written(tokenizer, sample.answer)]
     return read_beliefs(model, tokenizer, documents, samples, settings.top_k, student_reads=True)
