@@ -81,6 +81,35 @@ def test_likelihoods_are_those_of_single_conversations(
         assert found == pytest.approx(one, abs=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ["gpt2", "opt"])
+def test_padding_stays_within_a_window_of_learned_positions(architecture: str, tiny_tokenizer: Any) -> None:
+    from transformers import GPT2Config, OPTConfig
+
+    longest = 300
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_attention_heads": 2, "max_position_embeddings": longest}
+    config = (
+        GPT2Config(vocab_size=512, n_embd=16, n_layer=1, n_head=2, n_positions=longest)
+        if architecture == "gpt2"
+        else OPTConfig(vocab_size=512, word_embed_proj_dim=16, num_hidden_layers=1, ffn_dim=32, **sizes)
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    # What a few short rows have in common is almost the window, and other rows are long behind little of it.
+    long, short = [n % 500 for n in range(longest - 8)], [n % 400 for n in range(400, 500)]
+    texts = [about(long, 1, 2, 3, n) for n in range(4)] + [about(short, 1, 2, *range(100 + n)) for n in range(4)]
+    found = {}
+    for batch in reading_batches(model, texts, 100, logits=False):
+        assert min(batch.skipped) > 0, "the rows go on from what they share"
+        with torch.inference_mode():
+            inputs = inputs_of(model, tiny_tokenizer, texts, batch)
+            logits = model(**inputs.own, **inputs.more).logits
+        found |= {row: logits[at, len(texts[row][0]) - 1 - batch.skipped[at]] for at, row in enumerate(batch.rows)}
+    for row, (ids, _) in enumerate(texts):
+        with torch.inference_mode():
+            wanted = model(torch.tensor([ids])).logits[0, -1]
+        torch.testing.assert_close(found[row], wanted, atol=1e-4, rtol=1e-3)
+
+
 def test_every_text_is_in_one_batch(tiny_model: Any, conversations: list[Any]) -> None:
     texts = [about(ONE, n, 2, 3, *range(n)) for n in range(40)] + [about(OTHER[:n], 1, 2, 3) for n in range(1, 20)]
     for size in (1, 7, 100):

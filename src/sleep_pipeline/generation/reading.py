@@ -179,6 +179,9 @@ def inputs_of(
     positions = torch.tensor(batch.skipped, device=device)[:, None] + torch.arange(
         own["input_ids"].shape[1], device=device
     )
+    # Padding stays within the window, too: learned positions have none beyond it.
+    last = torch.tensor([len(texts[row][0]) - 1 for row in batch.rows], device=device)
+    positions = positions.minimum(last[:, None])
     own["attention_mask"] = torch.cat([before["attention_mask"][rows], own["attention_mask"]], dim=-1)
     return Inputs(own, {"position_ids": positions, "past_key_values": cache, "use_cache": True})
 
