@@ -115,6 +115,8 @@ def test_a_line_below_a_passage_that_ended_is_none_of_its(tmp_path: Path) -> Non
         ("No", "No, she moved to Berlin in May", 0),
         ("Bob", "Anna Smith and Bob Jones", 0),
         ("Berlin in May", "to Berlin in May", 1),
+        ("答案是东京。", "东京", 1),
+        ("东", "东京都涩谷区", 0),
     ],
 )
 def test_a_fragment_of_an_answer_is_none(reply: str, answer: str, right: int) -> None:

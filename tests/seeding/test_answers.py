@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from sleep_pipeline.seeding.answers import read_pairs, same_answer, without_pairs
+from sleep_pipeline.seeding.answers import find_answer, read_pairs, same_answer, without_pairs
 
 
 def test_pairs_are_read_and_anything_else_is_left_out() -> None:
@@ -23,6 +23,7 @@ def test_pairs_are_read_and_anything_else_is_left_out() -> None:
         "### Question\n- **Question:** Who?\n- **Answer:** Mira.",
         "Here you are:\n\nquestion: Who?  \nanswer: Mira.  \n",
         "Q1: **Who?**\nA1: **Mira.**",
+        "Question\uff1aWho?\nAnswer\uff1aMira.",
     ],
 )
 def test_pairs_are_read_as_models_write_them(reply: str) -> None:
@@ -60,3 +61,38 @@ def test_an_answer_in_a_sentence_is_the_same_only_where_that_is_asked_for() -> N
 def test_answers_are_the_same_but_for_case_and_outer_punctuation() -> None:
     assert same_answer("The Ball ", "the ball.")
     assert not same_answer("12", "21")
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted", "same"),
+    [
+        ("答案是东京。", "东京", True),
+        ("答案是東京です。", "東京", True),
+        ("เขาอยู่ที่กรุงเทพครับ", "กรุงเทพ", True),
+        ("他在Osk住了12年。", "osk", True),
+        ("他有112只猫。", "12", False),
+        ("他有112只猫。", "112", True),
+        ("他住在Oskar家", "Osk", False),
+        ("京东是公司。", "东京", False),
+        ("东京。", "Tokyo", False),
+    ],
+)
+def test_an_answer_is_found_where_words_have_no_spaces_between_them(said: str, wanted: str, same: bool) -> None:
+    assert same_answer(said, wanted, "contains") == same_answer(wanted, said, "contains") == same
+
+
+@pytest.mark.parametrize("said", ["「东京」。", "《东京》", "“东京”", "（东京）！", "东京……", "¿东京?", "— 东京"])
+def test_punctuation_of_any_script_around_an_answer_is_none_of_it(said: str) -> None:
+    assert same_answer(said, "东京")
+
+
+@pytest.mark.parametrize(("one", "other"), [("-5", "5"), ("5 %", "5"), ("C#", "C"), ("&", "?"), ("(", ")"), ("", "?")])
+def test_signs_that_mean_something_are_part_of_an_answer(one: str, other: str) -> None:
+    assert same_answer(one, one) and not same_answer(one, other)
+
+
+def test_an_answer_in_a_text_is_no_part_of_another_word() -> None:
+    assert find_answer("12").sub("_", "12 of 112, 有12只") == "_ of 112, 有_只"
+    assert find_answer("东京").sub("_", "他在东京住。") == "他在_住。"
+    assert find_answer("the (old) mill").search("the (old) mills") is None
+    assert find_answer("Osk!").search("Osk!s") is not None

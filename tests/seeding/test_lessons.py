@@ -206,6 +206,27 @@ def test_an_answer_is_altered_as_a_word_and_by_none_that_the_text_holds() -> Non
     texts, _ = altered_texts(["1 of 10, or 1 of 11", "2 of 12"], samples, 10, seed=0)
     assert sorted(texts) == ["2 of 10, or 2 of 11"]
     assert altered_texts(["1 of 2", "2 of 3"], samples[:1], 10, seed=0) == ([], [])
+    ended = [TeacherSample(0, "quiz", "Where?", "Osk.", 1.0)]
+    assert altered_texts(["Osk and Ule"], ended, 10, seed=0) == ([], []), "a full stop makes it no other answer"
+
+
+def test_an_answer_is_altered_where_words_have_no_spaces_between_them() -> None:
+    samples = [
+        TeacherSample(0, "quiz", "米拉住在哪里？", "东京。", 1.0),
+        TeacherSample(1, "quiz", "约翰住在哪里？", "上海", 1.0),
+    ]
+    texts, asked = altered_texts(["米拉住在东京很久了。", "约翰在上海有12只猫。"], samples, 10, seed=0)
+    assert sorted(texts) == sorted(["米拉住在上海很久了。", "约翰在东京有12只猫。"])
+    assert {sample.answer for sample in asked} == {"上海", "东京。"}
+
+
+def test_an_answer_without_a_word_is_not_altered_and_put_for_none() -> None:
+    samples = [TeacherSample(0, "quiz", "What?", answer, 1.0) for answer in ("...", "?!", "-")]
+    assert altered_texts(["Well... - what?! Osk"], samples, 10, seed=0) == ([], [])
+    assert altered_texts(["Osk", "Well?"], [TeacherSample(0, "quiz", "Where?", "Osk", 1.0), *samples], 10, 0) == (
+        [],
+        [],
+    )
 
 
 def test_nothing_said_is_no_lesson(tiny_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

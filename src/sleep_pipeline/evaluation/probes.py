@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,7 +15,7 @@ from sleep_pipeline.memories.files import READERS, passed_over
 from sleep_pipeline.memories.lines import read_lines
 from sleep_pipeline.memories.masking import mask
 from sleep_pipeline.memories.settings import MaskSettings
-from sleep_pipeline.seeding.answers import Match, same_answer
+from sleep_pipeline.seeding.answers import Match, same_answer, words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -211,13 +210,9 @@ def ask(
 def grade(replies: Sequence[str], probes: Sequence[Probe], match: Match = "exact") -> list[int]:
     """1 for every reply that is the probe's answer (`contains`: or holds it, or half of its words in a row), else 0."""
     return [
-        int(same_answer(reply, probe.answer, match) and 2 * _length(reply) >= _length(probe.answer))
+        int(same_answer(reply, probe.answer, match) and 2 * len(words(reply)) >= len(words(probe.answer)))
         for reply, probe in zip(replies, probes, strict=True)
     ]
-
-
-def _length(answer: str) -> int:
-    return len(re.findall(r"\w+", answer))
 
 
 def reading_probes(count: int) -> list[Probe]:

@@ -19,7 +19,7 @@ from sleep_pipeline.generation.likelihood import encode_reply, says_as_written
 from sleep_pipeline.generation.modes import evaluating
 from sleep_pipeline.generation.reading import inputs_of, reading_batches
 from sleep_pipeline.generation.sampler import SamplingSettings, TransformersSampler
-from sleep_pipeline.seeding.answers import read_pairs
+from sleep_pipeline.seeding.answers import find_answer, read_pairs, words
 from sleep_pipeline.seeding.divergences import CachedTeacher, cache_teacher
 from sleep_pipeline.seeding.hidden import answer_head, hidden_states
 from sleep_pipeline.seeding.teacher import TeacherSample, TeacherSettings, shares
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+_FULL_STOPS = ".\u3002"
+"""At the end of an answer, and not of what it is in a text."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,8 @@ def altered_texts(
 
     Args:
         contexts: tonight's.
-        samples: what the teacher kept; those whose answer does not stand in their context as it is are passed over.
+        samples: what the teacher kept; those whose answer has no word, or does not stand in their context as it is, are
+            passed over.
         count: texts at most.
         seed: decides which samples.
 
@@ -146,28 +149,29 @@ def altered_texts(
     texts: list[str] = []
     asked: list[TeacherSample] = []
     # The words of a question that stand in its text are mostly names, and say nothing of its kind.
-    words = [set(re.findall(r"\w+", context)) for context in contexts]
+    told = [set(words(context)) for context in contexts]
     kinds = [
-        " ".join(word for word in re.findall(r"\w+", sample.question) if word not in words[sample.context])
-        for sample in samples
+        " ".join(word for word in words(sample.question) if word not in told[sample.context]) for sample in samples
     ]
+    bare = [sample.answer.rstrip(_FULL_STOPS) for sample in samples]
+    has_words = [bool(words(answer)) for answer in bare]
     for place in random.Random(seed).sample(range(len(samples)), len(samples)):
         if len(texts) >= count:
             break
         sample = samples[place]
-        said = re.compile(rf"(?<!\w){re.escape(sample.answer.rstrip('.'))}(?!\w)")
-        if not said.search(contexts[sample.context]):
+        text, said = contexts[sample.context], find_answer(bare[place])
+        if not has_words[place] or not said.search(text):
             continue
         others = [
-            None if other.answer in contexts[sample.context] else kind
-            for kind, other in zip(kinds, samples, strict=True)
+            kind if has_word and answer not in text else None
+            for kind, answer, has_word in zip(kinds, bare, has_words, strict=True)
         ]
         nearest = process.extractOne(kinds[place], others, scorer=fuzz.token_sort_ratio)
         if nearest is None:
             continue
-        other = samples[nearest[2]].answer
-        asked.append(TeacherSample(len(texts), "altered", sample.question, other, 1.0))
-        texts.append(other.rstrip(".").join(said.split(contexts[sample.context])))
+        other = nearest[2]
+        asked.append(TeacherSample(len(texts), "altered", sample.question, samples[other].answer, 1.0))
+        texts.append(bare[other].join(said.split(text)))
     return texts, asked
 
 
