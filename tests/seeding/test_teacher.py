@@ -241,6 +241,21 @@ def test_an_answer_is_kept_that_the_teacher_would_probably_give_again(
     assert sorted(asked) == sorted(probable)
 
 
+@pytest.mark.parametrize("check", ["probability", "replies"])
+def test_nothing_is_checked_where_nothing_is_asked_again(
+    check: teacher.Check, monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any
+) -> None:
+    monkeypatch.setattr(teacher, "TransformersSampler", Script)
+    whole = "Mira has a cat. It is old. It sleeps."
+    first, second = excerpts(whole, 2, 12)
+    Script.replies = {f"{text}|Quiz": [quiz((f"{text}?", "Perhaps"))] for text in (whole, first, second)}
+    settings = TeacherSettings(
+        prompts=[TeacherPrompt(kind="quiz", ask="Quiz")], replies=1, excerpt_replies=1, check=check, reasked=0
+    )
+    data = sample_teacher(None, tiny_tokenizer, [whole], settings)  # type: ignore[arg-type]
+    assert [sample.excerpt for sample in data.samples] == ["", first, second] and not data.dropped
+
+
 def test_a_reply_that_is_two_of_the_answers_counts_once(monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any) -> None:
     monkeypatch.setattr(teacher, "TransformersSampler", Script)
     Script.replies = {"Whole|Old?": ["I do not know, perhaps it is old", "No"]}

@@ -80,7 +80,7 @@ class TeacherSettings(_Settings):
         temperature: 1 draws as the teacher believes.
         check: `probability`: how likely the teacher is to give an answer again, letter for letter, which one pass
             tells; `replies`: every question is asked again, which takes longer and knows an answer in other words.
-        reasked: how often, at temperature 1; 0 keeps everything.
+        reasked: how often, at temperature 1; 0 checks nothing, with either check, and keeps everything.
         agreement: least probability of the answer, or share of the replies that must be the same; 0 keeps everything.
         match: when answers are the same; see `same_answer`. Models that answer in sentences need `contains`.
         top_k: tokens whose log-probabilities are kept at every position.
@@ -338,6 +338,8 @@ def _check(
     unknown = {plain_answer(answer) for answer in settings.unknown}
 
     def agreements(claims: Sequence[Claim], seed: int, part: str) -> list[float]:
+        if not settings.reasked:
+            return [1.0] * len(claims)
         title = f"agreement{part}" if progress else None
         if settings.check == "probability":
             return answer_probabilities(model, tokenizer, claims, settings.batch_size, title)
