@@ -75,7 +75,7 @@ class OptimizerSettings(_Settings):
         earlier_muon: whether Muon has their matrices, too, at `earlier_rate` of its rate, where it has the new one's.
         warmup_share: of the steps.
         betas: of AdamW.
-        weight_decay: of AdamW.
+        weight_decay: of AdamW and of Muon; earlier nights' experts do not decay.
         clip_norm: largest norm of the gradient.
         precision: `bf16` autocast or `fp32`.
         gradient_checkpointing: whether to save memory at the price of a second forward pass.
