@@ -64,8 +64,8 @@ class Learned:
     """What came of training.
 
     Attributes:
-        history: metrics, every few steps.
-        rollouts: what the student said itself, with its rewards.
+        history: metrics, every few steps, from the beginning of the training on.
+        rollouts: what the student said itself, with its rewards; where a killed run went on, since then alone.
         seconds: how long it took.
     """
 

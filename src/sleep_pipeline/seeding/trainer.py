@@ -110,7 +110,6 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         own = teacher_view if settings.teacher.experts else base_view
         self.views = list(views) or [lambda: own(model)]
         self.rollouts: list[dict[str, Any]] = []
-        self.history: list[dict[str, float]] = []
         # Without continuations to learn from, the trainer's prompts are drawn and left alone.
         self.penalty = penalty
         self.rewarded = reward is not None
@@ -215,11 +214,13 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         optimizer: torch.optim.Optimizer = self.optimizer
         return optimizer
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Keep what was logged, for whoever asks after training."""
-        super().log(logs, start_time)
-        numbers = {key: value for key, value in logs.items() if isinstance(value, int | float)}
-        self.history.append({"step": self.state.global_step, **numbers})
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The numbers that were logged, by step; also before a kill, for checkpoints hold them."""
+        return [
+            {"step": logged["step"], **{key: value for key, value in logged.items() if isinstance(value, int | float)}}
+            for logged in self.state.log_history
+        ]
 
     def _prompts(self, processes: int) -> Dataset:
         """Everything that is cut in this run, in order: one epoch, so that a resumed run goes on with the same."""
