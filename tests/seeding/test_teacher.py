@@ -256,6 +256,11 @@ def test_nothing_is_checked_where_nothing_is_asked_again(
     assert [sample.excerpt for sample in data.samples] == ["", first, second] and not data.dropped
 
 
+def test_about_nothing_nothing_is_asked(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    found = sample_teacher(tiny_model, tiny_tokenizer, [], TeacherSettings(), progress=True)
+    assert (found.samples, found.unlearnable) == ([], [])
+
+
 def test_a_reply_that_is_two_of_the_answers_counts_once(monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any) -> None:
     monkeypatch.setattr(teacher, "TransformersSampler", Script)
     Script.replies = {"Whole|Old?": ["I do not know, perhaps it is old", "No"]}

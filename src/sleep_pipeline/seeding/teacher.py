@@ -205,7 +205,7 @@ def sample_teacher(
     asking = [prompt for prompt in settings.prompts if prompt.form == "pairs"]
     writer = _Writer(model, tokenizer, settings, progress)
     writer.write(wholes, settings.prompts, settings.replies, 1000 * seed)
-    if parts and asking:
+    if asking:
         writer.write(parts, asking, settings.excerpt_replies, 1000 * seed + 500)
     written, dropped = list(writer.written.values()), writer.dropped
     kept = _check(model, tokenizer, contexts, written, settings, seed, dropped, progress)
@@ -257,6 +257,8 @@ class _Writer:
 
     def write(self, texts: Sequence[_Text], prompts: Sequence[TeacherPrompt], replies: int, seed: int) -> None:
         """Ask for so many replies about each text."""
+        if not texts:
+            return
         settings = self.settings
         sampler = TransformersSampler(
             self.model,
