@@ -313,6 +313,13 @@ def test_a_setting_that_cannot_work_is_refused() -> None:
             TeacherSettings.model_validate(values)
     with pytest.raises(ValidationError, match="check='replies'"):
         TeacherSettings(match="contains")
+    text = TeacherPrompt(kind="tell", ask="Tell", form="text", recall="Well?")
+    with pytest.raises(ValidationError, match="two prompts of the kind 'tell' have different forms"):
+        TeacherSettings(prompts=[text, TeacherPrompt(kind="tell", ask="Quiz")])
+    for recall in ("", " "):
+        with pytest.raises(ValidationError, match="kind 'tell' has form='text' and no recall"):
+            TeacherSettings(prompts=[text.model_copy(update={"recall": recall})])
+    assert TeacherSettings(prompts=[text, text]).prompts == [text, text]
 
 
 def test_a_model_that_answers_in_sentences_agrees_with_itself_where_they_are_compared_so(

@@ -113,6 +113,23 @@ class TeacherSettings(_Settings):
             raise ValueError("excerpts of 1 sentence cannot overlap, and many say nothing alone; give 0 or 2 and more")
         return sentences
 
+    @field_validator("prompts")
+    @classmethod
+    def _usable(cls, prompts: list[TeacherPrompt]) -> list[TeacherPrompt]:
+        forms: dict[str, str] = {}
+        for prompt in prompts:
+            if forms.setdefault(prompt.kind, prompt.form) != prompt.form:
+                raise ValueError(
+                    f"two prompts of the kind {prompt.kind!r} have different forms, and whether a sample is checked is "
+                    "told by its kind; name one of them otherwise"
+                )
+            if prompt.form == "text" and not prompt.recall.strip():
+                raise ValueError(
+                    f"the prompt of the kind {prompt.kind!r} has form='text' and no recall, so that every memory would "
+                    "be the answer to the same empty question; give the user turn that is answered so"
+                )
+        return prompts
+
     @model_validator(mode="after")
     def _comparable(self) -> Self:
         if self.check == "probability" and self.match != "exact":
