@@ -61,9 +61,10 @@ class OptimizerSettings(_Settings):
     """How the new expert is trained, and earlier ones with it.
 
     Attributes:
-        steps: optimizer steps a night, if it brings no more lessons than these read `passes` times.
-        passes: times that each of tonight's lessons is read at least; a night that brings more of them takes more steps
-            (`SeedingSettings.for_night`). 0 takes `steps` whatever a night brings.
+        steps: optimizer steps a night, or as many more as `passes` asks for.
+        passes: a night takes so many steps that `steps * rows` is `passes` times its lessons
+            (`SeedingSettings.for_night`). Settled steps have fewer rows of tonight, and so have all with `lambda`, so
+            that lessons are read less often than that. 0 takes `steps` whatever a night brings.
         learning_rate: peak of AdamW's, which falls linearly to zero.
         muon_rate: the same of Muon's for the new expert's matrices, whose steps are as large as AdamW's of that rate
             (`torch.optim.Muon`); None leaves them to AdamW. It learns as much in two thirds of the steps, and more of a
