@@ -211,8 +211,9 @@ class Night:
     def _lessons(self, report: DreamReport) -> list[Lesson]:
         sources, samples = report.lessons()
         reader = nullcontext() if self.seeding.teacher.experts else base_view(self.model)
+        teacher = self.seeding.teacher
         with reader:
-            return read_beliefs(self.model, self.tokenizer, sources, samples, self.seeding.teacher.top_k)
+            return read_beliefs(self.model, self.tokenizer, sources, samples, teacher.top_k, teacher.reading_rows)
 
     def _experts(self) -> dict[str, torch.Tensor]:
         return {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}

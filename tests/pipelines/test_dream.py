@@ -25,6 +25,7 @@ from sleep_pipeline.pipelines.refine.nodes import refine_expert
 from sleep_pipeline.pipelines.seed.nodes import FOR_DREAMS, champion_number
 from sleep_pipeline.registry import BASE, Night, NightRegistry, RegistryError, manifest_digest
 from sleep_pipeline.seeding.settings import RefineSettings, ReplaySettings, SeedingSettings
+from sleep_pipeline.seeding.teacher import TeacherSettings
 
 MACHINE, MEMORY = MachineSettings(device="cpu"), MemorySettings(levels=(LevelSettings(num_slots=8, rank=4),))
 ROUND = RestEmSettings(rounds=1, rank=2, steps=2, rows=2, lr=0.01)
@@ -73,7 +74,12 @@ class Life:
         return dataset.load()
 
     def dream(
-        self, night: int, rest_em: RestEmSettings, contexts: int = 4, dreams: int = 6
+        self,
+        night: int,
+        rest_em: RestEmSettings,
+        contexts: int = 4,
+        dreams: int = 6,
+        seeding: SeedingSettings | None = None,
     ) -> tuple[dict[str, Any], Path]:
         """The summary, and the folder of the dreamer."""
         texts = list(ASKED)[:contexts]
@@ -99,7 +105,7 @@ class Life:
             self.base,
             MACHINE,
             MEMORY,
-            SeedingSettings(),
+            seeding or SeedingSettings(),
             dreaming,
             night,
             0,
@@ -326,3 +332,16 @@ def test_a_default_night_has_no_dreamer_and_is_otherwise_the_same(
     # An older checkpoint looks like that one; a night with rounds begins with a dreamer of its own.
     life.dream(2, ROUND)
     assert all(not value.any() for name, value in life.began_with[1].items() if "lora_B" in name)
+
+
+def test_beliefs_about_dreams_are_read_in_the_teachers_batches(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    life = make_life(tmp_path / "life", base, monkeypatch)
+    life.usable = False
+    monkeypatch.setattr("sleep_pipeline.seeding.lessons.read_beliefs", lambda *asked, **_: sizes.append(asked[5]) or [])
+    life.dream(1, RestEmSettings(), seeding=SeedingSettings(teacher=TeacherSettings(batch_size=3)))
+    assert sizes == [3]
+
+

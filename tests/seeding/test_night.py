@@ -13,6 +13,7 @@ from tiny_models import learn as learn_expert
 from tiny_models import one_level, with_memory
 from torch import nn
 
+from sleep_pipeline.generation.reading import reading_batches
 from sleep_pipeline.memory import ContinuumMemoryConfig, LevelConfig, Pair, base_view
 from sleep_pipeline.memory.operations import state_of
 from sleep_pipeline.memory.slots import SlotTable
@@ -20,7 +21,7 @@ from sleep_pipeline.seeding import night as module
 from sleep_pipeline.seeding import teacher
 from sleep_pipeline.seeding.judges import Trio
 from sleep_pipeline.seeding.lessons import Lesson
-from sleep_pipeline.seeding.night import BaseJudge, hand_on, learn, make_room, seed_night
+from sleep_pipeline.seeding.night import BaseJudge, gather, hand_on, learn, make_room, seed_night
 from sleep_pipeline.seeding.replay import ReplayStore
 from sleep_pipeline.seeding.settings import SeedingSettings
 
@@ -188,6 +189,32 @@ def test_lessons_in_reading_are_rehearsed_and_kept(
     seeded = seed_night(model, tiny_tokenizer, CONTEXTS, given, store, night=1, judge=Strict())
     assert [one.ids for one in store.lessons("open_book")] == [one.ids for one in made]
     assert "divergence/open_book" in seeded.learned.history[-1]
+
+
+@pytest.mark.usefixtures("talkative")
+def test_no_more_is_written_and_read_at_a_time_than_the_teacher_may(
+    model: nn.Module, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"written": [], "read": []}  # type: dict[str, list[int]]
+
+    class Noted(Script):
+        def __init__(self, model: Any, tokenizer: Any, given: Any) -> None:
+            super().__init__(model, tokenizer, given)
+            sizes["written"].append(given.batch_size)
+
+    def noted(model: Any, texts: Any, rows: int, logits: bool = True) -> Any:
+        sizes["read"].append(rows)
+        return reading_batches(model, texts, rows, logits)
+
+    monkeypatch.setattr("sleep_pipeline.seeding.lessons.TransformersSampler", Noted)
+    monkeypatch.setattr("sleep_pipeline.seeding.lessons.reading_batches", noted)
+    monkeypatch.setitem(Script.replies, "<|system|>", ["A town."])
+    for size, read in ((2, 2), (48, 32)):
+        sizes |= {"written": [], "read": []}
+        replay = {"open_book_documents": 3, "free_texts": 100, "altered_texts": 4}
+        gather(model, tiny_tokenizer, CONTEXTS, settings(teacher={**ASK, "batch_size": size}, replay=replay), seed=0)
+        assert sizes["written"] == [size] * 3, "documents, replies about them, and free texts"
+        assert sizes["read"] == [read] * 3, "tonight's lessons, those in reading, and altered texts"
 
 
 def test_the_base_judge_asks_the_bare_model() -> None:

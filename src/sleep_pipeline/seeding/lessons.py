@@ -209,7 +209,13 @@ def self_made_documents(
 
 
 def free_lessons(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int, tokens: int, top_k: int, seed: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+    tokens: int,
+    top_k: int,
+    seed: int,
+    batch_size: int = 64,
 ) -> list[Lesson]:
     """Texts that the model begins of itself, with its beliefs: a student that keeps to them goes on speaking as it did.
 
@@ -221,6 +227,7 @@ def free_lessons(
         tokens: of each; shorter where the model ends.
         top_k: tokens kept at every position.
         seed: of the sampling.
+        batch_size: texts at a time.
     """
     import torch
 
@@ -236,7 +243,7 @@ def free_lessons(
             model.config.name_or_path,
         )
         return []
-    sampler = TransformersSampler(model, tokenizer, SamplingSettings(tokens, batch_size=count))
+    sampler = TransformersSampler(model, tokenizer, SamplingSettings(tokens, batch_size=min(count, batch_size)))
     (replies,) = sampler.continue_ids([[first]], count, seed=seed)
     lessons = []
     for reply in replies:
@@ -279,4 +286,4 @@ def open_book_lessons(
                 if prompt.form == "pairs":
                     samples += [TeacherSample(context, prompt.kind, *pair, 1.0) for pair in read_pairs(text)]
     samples = [sample for sample in samples if says_as_written(tokenizer, sample.answer)]
-    return read_beliefs(model, tokenizer, documents, samples, settings.top_k, student_reads=True)
+    return read_beliefs(model, tokenizer, documents, samples, settings.top_k, settings.reading_rows, student_reads=True)

@@ -135,34 +135,42 @@ def gather(
     """
     # A model whose logits cannot be had is refused before hours of sampling.
     answer_head(model)
-    replay = settings.replay
+    asked, replay = settings.teacher, settings.replay
     clock = _Clock()
     teacher = nullcontext if settings.teacher.experts else base_view
     with clock("sampling"), teacher(model):
-        data = sample_teacher(model, tokenizer, contexts, settings.teacher, seed, progress)
+        data = sample_teacher(model, tokenizer, contexts, asked, seed, progress)
     with clock("beliefs"), teacher(model):
-        lessons = read_beliefs(model, tokenizer, contexts, data.samples, settings.teacher.top_k)
+        lessons = read_beliefs(model, tokenizer, contexts, data.samples, asked.top_k, asked.reading_rows)
     open_book: list[Lesson] = []
     reader = base_view if replay.base_reader else nullcontext
     with clock("open book"), reader(model):
         if replay.open_book_documents and replay.open_book_rows:
             documents = self_made_documents(
-                model, tokenizer, replay.open_book_documents, replay.document_tokens, 1000 * seed + 17
+                model,
+                tokenizer,
+                replay.open_book_documents,
+                replay.document_tokens,
+                1000 * seed + 17,
+                asked.batch_size,
             )
             open_book = open_book_lessons(
-                model, tokenizer, documents, settings.teacher, replay.open_book_replies, 1000 * seed + 18
+                model, tokenizer, documents, asked, replay.open_book_replies, 1000 * seed + 18
             )
         if replay.open_book_rows:
             known = [sample for sample in data.samples if withheld is None or not withheld(sample.question)]
-            texts, asked = altered_texts(contexts, known, replay.altered_texts, 1000 * seed + 20)
-            open_book += read_beliefs(model, tokenizer, texts, asked, settings.teacher.top_k, student_reads=True)
+            texts, about = altered_texts(contexts, known, replay.altered_texts, 1000 * seed + 20)
+            open_book += read_beliefs(
+                model, tokenizer, texts, about, asked.top_k, asked.reading_rows, student_reads=True
+            )
             open_book += free_lessons(
                 model,
                 tokenizer,
                 replay.free_texts,
                 replay.free_text_tokens,
-                settings.teacher.top_k,
+                asked.top_k,
                 1000 * seed + 19,
+                asked.batch_size,
             )
     return NightData(data, lessons, open_book, clock.seconds)
 

@@ -31,6 +31,8 @@ Check = Literal["probability", "replies"]
 logger = logging.getLogger(__name__)
 _IN_A_SENTENCE = 32
 """Tokens around an answer that is said in a sentence."""
+_READ_AT_ONCE = 32
+"""Conversations whose beliefs are read at a time, at most."""
 _UNREADABLE = 0.8
 """Share of replies that are of no use, above which the prompts are likely not for this model."""
 
@@ -85,7 +87,7 @@ class TeacherSettings(_Settings):
         match: when answers are the same; see `same_answer`. Models that answer in sentences need `contains`.
         top_k: tokens whose log-probabilities are kept at every position.
         unknown: answers that say that nothing is known; such samples are dropped.
-        batch_size: conversations at a time.
+        batch_size: conversations at a time; at most 32 where beliefs are read, which take more room.
         experts: whether the teacher has the experts of earlier nights. Without them it reads as well as on the first
             night, whatever the nights have done to its reading, and knows nothing of earlier memories.
     """
@@ -137,6 +139,11 @@ class TeacherSettings(_Settings):
                 f"match={self.match!r} compares replies, and check='probability' draws none; give check='replies'"
             )
         return self
+
+    @property
+    def reading_rows(self) -> int:
+        """Conversations at a time where beliefs are read."""
+        return min(_READ_AT_ONCE, self.batch_size)
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,9 @@ def dream_night(
     sources, samples = report.lessons()
     teacher = teacher_view if seeding.teacher.experts else base_view
     with nullcontext() if dreamer is None else dreamer.disable_adapter(), teacher(opened.model):
-        lessons = read_beliefs(opened.model, opened.tokenizer, sources, samples, seeding.teacher.top_k)
+        lessons = read_beliefs(
+            opened.model, opened.tokenizer, sources, samples, seeding.teacher.top_k, seeding.teacher.reading_rows
+        )
     summary = {
         "dreams": report.asked,
         "usable": len(checked.good),
