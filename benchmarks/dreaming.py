@@ -160,7 +160,7 @@ class Night:
             lessons = rest if report is None else [*rest, *self._lessons(report)]
             # As in a night: without a dream that helped there is no refining.
             if report is None or len(lessons) > len(rest):
-                self._learn(lessons, data, self.refining.seeding(self.seeding))
+                self._learn(lessons, data, self.refining.seeding(self.seeding).for_night(len(lessons)))
             found = {} if report is None else {"tried": len(report.tried), "rewarded": len(report.rewarded)}
             done(
                 name,
@@ -281,7 +281,7 @@ def main() -> None:
     seeds, documents = arguments.seeds.split(","), arguments.documents
     seeding, dreaming, refining = SeedingSettings(), DreamingSettings(), RefineSettings()
     if arguments.quick:
-        refining = RefineSettings(steps=10)
+        refining = RefineSettings(steps=10, passes=0)
         seeds, documents, arms = seeds[:1], 3, ["dreaming"]
         few = {"optimizer": {"steps": 30}, "replay": {"open_book_documents": 4, "free_texts": 4}}
         seeding = SeedingSettings.model_validate(merged(seeding.model_dump(by_alias=True), few))

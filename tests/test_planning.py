@@ -190,6 +190,8 @@ def test_work_is_counted_from_contexts_and_settings(project: Path) -> None:
     assert work["train_expert_node", "rows trained on"] == 7 * (16 + 0 + 6)
     (training,) = [item["how"] for item in plan["work"] if item["node"] == "train_expert_node"]
     assert training.endswith("; more steps for more than 28 lessons"), "7 steps of 16 rows read so many 4 times"
+    (refining,) = [item["how"] for item in plan["work"] if item["node"] == "refine_expert_node"]
+    assert refining.endswith("if a dream helps; more steps for more than 1600 lessons"), "200 steps read them 2 times"
     night(project, 1, 1.0)
     collected(project, 2)
     work = {(item["node"], item["what"]): item["amount"] for item in planned()["work"]}

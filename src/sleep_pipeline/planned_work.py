@@ -128,20 +128,19 @@ def _all_work(settings: Settings, contexts: Sequence[int], has_parent: bool, ear
         True,
         f"{documents} documents with {replay.open_book_replies} replies each, {free} free texts",
     )
-    steps = settings.seeding.optimizer.steps
     rows, stored = settings.seeding.rows, replay.stored_rows if has_parent else 0
     together = rows + stored + replay.open_book_rows
     how = f"{rows} of tonight + {stored} of earlier nights + {replay.open_book_rows} in reading"
-    passes = settings.seeding.optimizer.passes
-    more = f"; more steps for more than {int(steps * rows / passes)} lessons" if passes else ""
+    steps, more = settings.seeding.optimizer.steps, _more(settings.seeding)
     yield Work("train_expert_node", "rows trained on", steps * together, False, f"{steps} steps x ({how}){more}")
     yield from _dreaming(dreaming, count)
+    steps, more = settings.refining.steps, _more(settings.refining.seeding(settings.seeding))
     yield Work(
         "refine_expert_node",
         "rows trained on",
-        settings.refining.steps * together,
+        steps * together,
         True,
-        f"{settings.refining.steps} steps x ({how}), if a dream helps",
+        f"{steps} steps x ({how}), if a dream helps{more}",
     )
     asked = settings.evaluation
     yield Work(
@@ -152,6 +151,14 @@ def _all_work(settings: Settings, contexts: Sequence[int], has_parent: bool, ear
         f"{earlier_questions} of earlier nights + about {asked.teacher_probes} of tonight + {asked.reading_questions} "
         "about reading",
     )
+
+
+def _more(settings: SeedingSettings) -> str:
+    """From how many lessons on there are more steps."""
+    optimizer = settings.optimizer
+    if not optimizer.passes:
+        return ""
+    return f"; more steps for more than {int(optimizer.steps * settings.rows / optimizer.passes)} lessons"
 
 
 def _dreaming(settings: DreamingSettings, contexts: int) -> Iterator[Work]:

@@ -345,3 +345,31 @@ def test_beliefs_about_dreams_are_read_in_the_teachers_batches(
     assert sizes == [3]
 
 
+def test_refining_takes_more_steps_for_many_lessons(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from sleep_pipeline.seeding.divergences import cache_teacher
+    from sleep_pipeline.seeding.lessons import Lesson
+
+    life = make_life(tmp_path / "life", base, monkeypatch)
+    taken: list[SeedingSettings] = []
+    monkeypatch.setattr("sleep_pipeline.seeding.night.learn", lambda *given, **_: taken.append(given[4]))
+    lesson = Lesson((5, 6, 7), 1, cache_teacher(torch.randn(2, 9), 3), (5,))
+    for night, refining in enumerate((RefineSettings(steps=4), RefineSettings(steps=4, passes=0)), start=1):
+        refine_expert(
+            life.seed(night),
+            {"tonight": [lesson] * 3, "open_book": []},
+            {"tonight": [lesson] * 2},
+            life.models / "seeded" / f"night_{night:03d}",
+            base,
+            MACHINE,
+            MEMORY,
+            SeedingSettings(rows=1),
+            refining,
+            night,
+            0,
+            {"samples": 3},
+            life.models,
+            tmp_path / "progress",
+        )
+    assert [settings.optimizer.steps for settings in taken] == [10, 4], "2 passes over 5 lessons, or as many as given"

@@ -88,6 +88,14 @@ def test_the_settings_can_be_read_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
+def test_refining_takes_more_steps_for_many_lessons_by_passes_of_its_own() -> None:
+    seeding = SeedingSettings.model_validate({"rows": 16, "optimizer": {"steps": 320, "passes": 4.0}})
+    refining = RefineSettings(steps=200, passes=2.0)
+    steps = [refining.seeding(seeding).for_night(lessons).optimizer.steps for lessons in (0, 1600, 1601, 3200)]
+    assert steps == [200, 200, 201, 400]
+    assert RefineSettings(steps=200, passes=0).seeding(seeding).for_night(10_000).optimizer.steps == 200
+
+
 @pytest.mark.parametrize(("muon_rate", "wanted"), [(None, None), (0.01, pytest.approx(0.002))])
 def test_refining_slows_muon_down_as_much_as_adamw(muon_rate: float | None, wanted: Any) -> None:
     seeding = SeedingSettings.model_validate({"optimizer": {"learning_rate": 5e-3, "muon_rate": muon_rate}})

@@ -49,7 +49,8 @@ class ClassDreamSettings(BaseModel):
             and sets of known examples another; `trials`, `tau` and `rewards` as for any night, `others` being the known
             ones; of `rest_em` the form of the dreamer's adapter and how it learns to write from tonight's examples,
             without any round.
-        refining: steps that distil the examples held out and the dreams that helped into what the night trains.
+        refining: steps that distil the examples held out and the dreams that helped into what the night trains;
+            `passes` have no part in it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -57,4 +58,4 @@ class ClassDreamSettings(BaseModel):
     held_out: float = Field(0.1, gt=0, lt=1)
     shots: PositiveInt = 3
     night: DreamingSettings = Field(default_factory=_night)
-    refining: RefineSettings = Field(default_factory=lambda: RefineSettings(steps=50, learning_rate=2e-3))
+    refining: RefineSettings = Field(default_factory=lambda: RefineSettings(steps=50, passes=0.0, learning_rate=2e-3))

@@ -177,11 +177,14 @@ class RefineSettings(_Settings):
     """How the dreams that helped are learned: as seeding does, but for these.
 
     Attributes:
-        steps: optimizer steps.
+        steps: optimizer steps, or as many more as `passes` asks for.
+        passes: as of seeding's optimizer, for tonight's lessons and those of dreams together; 0 takes `steps` whatever
+            a night brings.
         learning_rate: peak; where seeding has a `muon_rate`, that is smaller or larger by as much.
     """
 
     steps: PositiveInt = 200
+    passes: float = Field(2.0, ge=0)
     learning_rate: PositiveFloat = 1e-3
 
     def seeding(self, seeding: SeedingSettings) -> SeedingSettings:
@@ -189,6 +192,7 @@ class RefineSettings(_Settings):
         rate = seeding.optimizer.muon_rate
         changed = {
             "steps": self.steps,
+            "passes": self.passes,
             "learning_rate": self.learning_rate,
             "muon_rate": rate and rate * self.learning_rate / seeding.optimizer.learning_rate,
         }

@@ -70,7 +70,7 @@ def refine_expert(
                 opened.tokenizer,
                 learned,
                 opened.store,
-                refining.seeding(seeding),
+                refining.seeding(seeding).for_night(len(learned)),
                 own_seed(random_seed, night) + 1,
                 lessons["open_book"],
                 folder=refine_progress_folder / "dreams",
