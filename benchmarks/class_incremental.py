@@ -102,11 +102,13 @@ def without_place(settings: Mapping[str, Any]) -> dict[str, Any]:
 def as_they_were(settings: Mapping[str, Any]) -> BenchmarkSettings:
     """A run's settings; those that have come since were at their defaults, or as `as_it_was` has them.
 
-    Every task had as many steps as the others.
+    Every task had as many steps as the others, and so had every refining.
     """
     own = {"growth": 0.0, **settings.get("settings", {})}
-    seeding = as_it_was(own.get("seeding", {}), sampled=False)
-    return BenchmarkSettings.model_validate({**settings, "settings": {**own, "seeding": seeding}})
+    own["seeding"] = as_it_was(own.get("seeding", {}), sampled=False)
+    if "refining" in own.get("dreaming", {}):
+        own["dreaming"] = {**own["dreaming"], "refining": {"passes": 0.0, **own["dreaming"]["refining"]}}
+    return BenchmarkSettings.model_validate({**settings, "settings": own})
 
 
 def identity(run: Mapping[str, Any], seed: bool = True) -> str:
