@@ -131,6 +131,7 @@ def test_the_doctor_looks_at_everything_a_night_needs(project_root: Path) -> Non
     assert wanted <= topics
 
 
+@pytest.mark.slow
 def test_the_ui_starts_a_server_over_the_projects_database(monkeypatch: pytest.MonkeyPatch, project_root: Path) -> None:
     started: list[tuple[list[str], str]] = []
 

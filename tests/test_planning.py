@@ -103,6 +103,7 @@ def test_before_the_first_night_everything_is_to_do(project: Path) -> None:
     assert "no night to judge by yet" in invoke().output
 
 
+@pytest.mark.slow
 def test_nodes_stand_in_the_order_of_the_night(project: Path) -> None:
     names = list(nodes(planned()))
     assert names[0] == "collect_memories_node"
@@ -110,6 +111,7 @@ def test_nodes_stand_in_the_order_of_the_night(project: Path) -> None:
     assert names[-1] == "write_report_node"
 
 
+@pytest.mark.slow
 def test_new_memories_are_those_of_the_nights_own_days(project: Path) -> None:
     assert planned()["memories"] == {
         "new": {"text": 2, "qa": 1},
@@ -122,6 +124,7 @@ def test_new_memories_are_those_of_the_nights_own_days(project: Path) -> None:
     assert planned("--params=night=2")["memories"]["new"] == {"text": 3, "qa": 1}
 
 
+@pytest.mark.slow
 def test_memories_beyond_what_a_night_takes_are_counted(project: Path) -> None:
     memories = planned("--params=collect.at_most=1")["memories"]
     assert (memories["new"], memories["left"]) == ({"text": 1}, 2)
@@ -129,12 +132,14 @@ def test_memories_beyond_what_a_night_takes_are_counted(project: Path) -> None:
     assert "new memories that wait for the next night (collect.at_most): 2" in shown
 
 
+@pytest.mark.slow
 def test_planning_leaves_nothing_behind(project: Path) -> None:
     before = sorted(project.rglob("*"))
     planned()
     assert sorted(project.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_what_is_done_is_told_from_what_is_missing(project: Path) -> None:
     collected(project)
     done = {name for name, node in nodes(planned()).items() if node["done"]}
@@ -146,6 +151,7 @@ def test_what_is_done_is_told_from_what_is_missing(project: Path) -> None:
     assert again["make_contexts_node"]["missing"] == ["contexts"]
 
 
+@pytest.mark.slow
 def test_a_night_that_has_collected_tells_what_it_collected(project: Path) -> None:
     collected(project)
     assert planned()["memories"] == {
@@ -166,6 +172,7 @@ def test_a_memory_that_was_taken_back_since_is_a_problem(project: Path) -> None:
     assert told.startswith("memories/day_1/questions.jsonl:1: ") and "--from-nodes=collect_memories_node" in told
 
 
+@pytest.mark.slow
 def test_a_night_with_too_few_questions_for_the_gate_is_a_problem(project: Path) -> None:
     collected(project)
     samples, reports = (project / "data" / layer / "night_001" for layer in ("05_model_input", "08_reporting"))
@@ -198,6 +205,7 @@ def test_work_is_counted_from_contexts_and_settings(project: Path) -> None:
     assert work["train_expert_node", "rows trained on"] == 320 * (16 + 32 + 6), "earlier nights are replayed"
 
 
+@pytest.mark.slow
 def test_rounds_of_rest_em_are_counted_in_place_of_the_nights_own_dreams(project: Path) -> None:
     collected(project)
     plain, rounds = (
@@ -213,6 +221,7 @@ def test_rounds_of_rest_em_are_counted_in_place_of_the_nights_own_dreams(project
     }
 
 
+@pytest.mark.slow
 def test_the_time_is_that_of_the_last_three_nights(project: Path) -> None:
     for number, seconds in enumerate((1000.0, 10.0, 30.0, 20.0), start=1):
         night(project, number, seconds, promoted=number == 1)
@@ -223,6 +232,7 @@ def test_the_time_is_that_of_the_last_three_nights(project: Path) -> None:
     assert "about 61 s, as nights 2, 3, 4 took" in invoke().output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "problem"),
     [("", "could not be read"), ('{"text": ""}\n' * 3, "could not be read"), (None, "holds no new memory for night 1")],
@@ -238,18 +248,21 @@ def test_what_would_stop_the_night_is_a_problem(project: Path, text: str | None,
     assert f"problem      {told}" in invoke().output
 
 
+@pytest.mark.slow
 def test_a_night_older_than_the_last_one_is_a_problem(project: Path) -> None:
     night(project, 4, 1.0)
     (told,) = planned("--params=night=2")["problems"]
     assert "night 2 would be refused in the end, since night 4 is registered: run it as night 5" in told
 
 
+@pytest.mark.slow
 def test_to_make_the_records_of_a_registered_night_anew_is_a_problem(project: Path) -> None:
     night(project, 1, 1.0)
     (told,) = planned("--params=night=1")["problems"]
     assert "night 1 is registered, and collect_memories_node would make its memories" in told
 
 
+@pytest.mark.slow
 def test_a_night_that_the_register_does_not_know_is_a_problem(project: Path) -> None:
     night(project, 1, 1.0)
     assert not [told for told in planned("--params=night=1")["problems"] if "does not know" in told]
@@ -260,6 +273,7 @@ def test_a_night_that_the_register_does_not_know_is_a_problem(project: Path) -> 
     assert "says that night 1 is registered, and the register in" in told and "dvc restore" in told
 
 
+@pytest.mark.slow
 def test_probes_and_texts_that_cannot_be_read_are_problems(project: Path) -> None:
     probes = project / "data/01_raw/probes"
     probes.mkdir()
@@ -271,6 +285,7 @@ def test_probes_and_texts_that_cannot_be_read_are_problems(project: Path) -> Non
     assert "'none.txt' matches no file" in second
 
 
+@pytest.mark.slow
 def test_a_disk_without_room_for_what_the_night_leaves_is_a_problem(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,6 +318,7 @@ def test_after_pruning_the_next_night_is_planned_as_before(project: Path) -> Non
     assert [after[part] for part in unchanged] == [before[part] for part in unchanged]
 
 
+@pytest.mark.slow
 def test_a_champion_without_its_checkpoint_is_an_error(project: Path) -> None:
     night(project, 1, 1.0)
     shutil.rmtree(project / "data/06_models/night_001")
@@ -311,6 +327,7 @@ def test_a_champion_without_its_checkpoint_is_an_error(project: Path) -> None:
     assert "night_001 holds no complete checkpoint" in result.output
 
 
+@pytest.mark.slow
 def test_while_a_night_is_under_way_the_plan_is_refused_as_a_run_would_be(project: Path) -> None:
     with NightLock(project / "data/06_models"):
         result = invoke()
@@ -318,6 +335,7 @@ def test_while_a_night_is_under_way_the_plan_is_refused_as_a_run_would_be(projec
     assert "A night is under way" in result.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("params", "message"),
     [
@@ -333,6 +351,7 @@ def test_a_wrong_parameter_is_an_error(project: Path, params: str, message: str)
     assert message in result.output
 
 
+@pytest.mark.slow
 def test_each_environment_has_a_life_of_its_own(project: Path) -> None:
     night(project, 1, 1.0)
     assert planned()["night"] == 2

@@ -104,7 +104,9 @@ def assert_same_state(before: list[Any], after: list[Any]) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3", "gpt_neox"])
-@pytest.mark.parametrize("trials_at_once", [1, 4, None])
+@pytest.mark.parametrize(
+    "trials_at_once", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(None, marks=pytest.mark.slow)]
+)
 def test_every_trial_equals_a_copy_trained_alone(architecture: str, trials_at_once: int | None) -> None:
     model = build(architecture)
     settings = SETTINGS.model_copy(update={"trials_at_once": trials_at_once, "max_padding": 1.0})

@@ -1,5 +1,7 @@
 from typing import Any
 
+import pytest
+
 from sleep_pipeline.corpora.mixture import SKILLS
 from sleep_pipeline.corpora.names import word_split
 from sleep_pipeline.evaluation.skills import CLOSED_BOOK, closed_book, evaluate_skills, held_out_examples
@@ -20,6 +22,7 @@ def test_closed_book_takes_the_text_away_and_nothing_else() -> None:
         assert shut.answer == example.answer
 
 
+@pytest.mark.slow
 def test_every_skill_is_graded_on_as_many_examples_as_asked(tiny_model: Any, tiny_tokenizer: Any) -> None:
     reports = evaluate_skills(tiny_model, tiny_tokenizer, 2, skills=["question_answering", "arithmetic"])
     assert set(reports) == {"question_answering", "arithmetic", CLOSED_BOOK}

@@ -91,6 +91,7 @@ def _run(settings: PretrainSettings, tokenizer: Any, folder: Path, run: str = "r
     return pretrain(settings, PackedBatches(settings, tokenizer, None), model, folder, run), model
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(tiny_settings: PretrainSettings, tiny_tokenizer: Any, tmp_path: Path) -> None:
     settings = tiny_settings.model_copy(update={"steps": 30, "checkpoint_every": 30})
     progress, _ = _run(settings, tiny_tokenizer, tmp_path)

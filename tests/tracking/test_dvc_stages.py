@@ -165,6 +165,7 @@ def project(project_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     return folder
 
 
+@pytest.mark.slow
 def test_check_writes_nothing_and_fails_where_render_would_write(project: Path) -> None:
     path = project / "dvc.yaml"
     path.write_text(path.read_text(encoding="utf-8").replace("lessons.safetensors", "notes.txt"), encoding="utf-8")
