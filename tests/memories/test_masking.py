@@ -124,6 +124,12 @@ def test_a_list_of_numbers_is_no_number_to_call(text: str) -> None:
     assert mask(text, ALL) == Masked(text, {})
 
 
+def test_a_secret_after_thousands_of_blanks_is_found_before_the_night_is_over() -> None:
+    """The detector of keywords takes minutes for them."""
+    found = mask(f"password{' ' * 3000}= kfj39dkeQ1x", ALL)
+    assert found.text == f"password{' ' * 3000}= [SECRET]" and found.counts == {"secret": 1}
+
+
 PICTURE = base64.b64encode(random.Random(0).randbytes(3000)).decode()
 
 
