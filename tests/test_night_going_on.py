@@ -43,7 +43,8 @@ def going_on(folder: Path, tmp_path: Path) -> Going:
     def check(runs: tuple[str, ...] = SEEDS, night: int = 1, **summary: Any) -> tuple[str, ...]:
         told = {"parent": BASE, "sources": sources} | summary
         given = {"collect_summary": told, "memories": memories_to_frame(found.memories)}
-        given["params:collect"] = CollectSettings()
+        # As it is where no node of the pipeline asks for it.
+        given["params:collect"] = CollectSettings().model_dump(mode="json")
         catalog = DataCatalog({name: MemoryDataset(value) for name, value in given.items()})
         return check_collected(catalog, NightRegistry(tmp_path / "models"), night, folder, runs)
 

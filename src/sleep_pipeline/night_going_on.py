@@ -113,6 +113,8 @@ def check_collected(
     Raises:
         ChangedSinceError: a memory was deleted or edited, or another night is the champion now.
     """
+    from sleep_pipeline.memories.settings import CollectSettings
+
     names = set(runs)
     if not names or COLLECTS in names or night in registry.nights():
         return ()
@@ -130,7 +132,9 @@ def check_collected(
             f"night {night} was collected when night {told['parent']} was the champion, and that is night {live} now "
             f"(0 is the base model), which knows other memories: {remedy}"
         )
-    gone, added = _compared(catalog.load(_MEMORIES), told.get("sources"), folder, catalog.load(_SETTINGS))
+    # A pipeline whose nodes do not ask for these settings has them as they stand in the file.
+    settings = CollectSettings.model_validate(catalog.load(_SETTINGS))
+    gone, added = _compared(catalog.load(_MEMORIES), told.get("sources"), folder, settings)
     if gone:
         shown = ", ".join(gone[:_SHOWN]) + (f" and {len(gone) - _SHOWN} more" if len(gone) > _SHOWN else "")
         raise ChangedSinceError(

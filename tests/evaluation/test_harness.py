@@ -142,12 +142,14 @@ def test_data_are_fetched_before_the_night_and_what_cannot_be_had_is_named(stand
 
 @pytest.mark.usefixtures("absent")
 def test_a_night_whose_tasks_cannot_be_run_does_not_begin(tmp_path: Path) -> None:
+    from kedro.io import DataCatalog, MemoryDataset
     from kedro.pipeline import Pipeline, node
 
     from sleep_pipeline.night_hook import NightHook
 
     parameters = EvaluationSettings(harness=HarnessSettings(tasks=("toy",)))
-    catalog: Any = SimpleNamespace(load={"params:evaluation": parameters, "models_folder": tmp_path}.__getitem__)
+    given = {"params:evaluation": parameters, "models_folder": tmp_path}
+    catalog = DataCatalog({name: MemoryDataset(value) for name, value in given.items()})
     pipeline = Pipeline([node(lambda evaluation: 1, "params:evaluation", "scores", name="ask", tags=["night"])])
     with pytest.raises(ModuleNotFoundError, match=r"sleep-pipeline\[harness\]"):
         NightHook().before_pipeline_run({}, pipeline, catalog)

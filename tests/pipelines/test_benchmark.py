@@ -263,7 +263,7 @@ def test_variants_of_a_method_stand_side_by_side(
     grid("--table", "--figure=found.png", quick=False)
     head, rule, *rows = capsys.readouterr().out.split("\n\n")[0].splitlines()
     assert [row.split(" | ")[0] for row in rows] == ["| inca", "| inca:few"]
-    assert {row.count("|") for row in (head, rule, *rows)} == {11}
+    assert {row.count("|") for row in (head, rule, *rows)} == {12}
     assert Path("found.png").stat().st_size > 0
 
 
