@@ -30,7 +30,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from _results import as_it_was, locked
+from _results import as_it_was, locked, merged
 from sleep_pipeline.baselines.benchmark import curve, numbers, open_stream, run_benchmark, stream_of
 from sleep_pipeline.baselines.methods import METHODS
 from sleep_pipeline.baselines.settings import BenchmarkSettings
@@ -83,15 +83,6 @@ def made_up_stream(settings: BenchmarkSettings) -> ClassStream:
         declaration, tuple(WORDS), tuple(rows), (), tuple(test), ("why", "two and two", "no", "so it goes"), ()
     )
     return stream_of(settings, data)
-
-
-def merged(base: dict[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the leaves of `change` in place of its own, or beside them."""
-    found = dict(base)
-    for key, value in change.items():
-        inner = found.get(key)
-        found[key] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return found
 
 
 def without_place(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,8 +39,8 @@ from typing import Any
 import torch
 from peft import get_peft_model
 
-from _results import locked
-from retention import MEMORY, Day, ask, live, memory, merged
+from _results import locked, merged
+from retention import MEMORY, Day, ask, live, memory
 from sleep_pipeline import load_model
 from sleep_pipeline.dreaming.dreamer import dream_and_improve, new_dreamer
 from sleep_pipeline.dreaming.night import DreamReport, dream_night

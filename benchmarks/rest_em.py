@@ -30,6 +30,7 @@ from typing import Any
 import torch
 
 from _dreams import FACTS, documents
+from _results import merged
 from sleep_pipeline import load_model
 from sleep_pipeline.dreaming.dreamer import hold_out, new_dreamer
 from sleep_pipeline.dreaming.dreams import sample_dreams
@@ -119,6 +120,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=16, help="contexts that the figures are about")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--no-restart", action="store_true", help="go on from the last round's dreamer")
+    parser.add_argument("--set", default="{}", help="JSON of dreaming settings to change, for trying things out")
     arguments = parser.parse_args()
     apply_defaults()
     keep_freed_memory()
@@ -131,7 +133,7 @@ def main() -> None:
         seeds, seen, held_out = seeds[:1], 4, 3
         changes["rest_em"] |= {"rounds": 1, "steps": 10}
         changes |= {"dreams": {"dreams": 3}, "trials": {"steps": 8, "lr": 5e-3}, "rewards": {"seeds": 2}}
-    settings = DreamingSettings.model_validate(changes)
+    settings = DreamingSettings.model_validate(merged(changes, json.loads(arguments.set)))
     runs = []
     for seed in seeds:
         runs.append(run(settings, seed, seen, held_out, arguments.device))

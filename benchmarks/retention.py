@@ -46,7 +46,7 @@ from typing import Any
 import torch
 
 from _lives import Life, figures, margin, show
-from _results import as_it_was, locked
+from _results import as_it_was, locked, merged
 from sleep_pipeline import load_model
 from sleep_pipeline.baselines.finetuning import FineTuning
 from sleep_pipeline.baselines.protocol import Learner
@@ -191,11 +191,6 @@ def sleeping(change: dict[str, Any] | None = None, **memory_changes: Any) -> Mak
         return Sleep(model, tokenizer, changed, config, seed)
 
     return make
-
-
-def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the leaves of `change` in place of its own."""
-    return base | {key: merged(base[key], value) if isinstance(value, dict) else value for key, value in change.items()}
 
 
 def tuning(
