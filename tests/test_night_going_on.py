@@ -71,7 +71,7 @@ def test_a_memory_that_was_deleted_is_named_with_the_remedy(going_on: Going, fol
     finally:
         set_environment(None)
     assert str(told.value).startswith("memories/a.jsonl:2: ")
-    command = f"kedro run --pipelines=sleep --params=night=1 --from-nodes={COLLECTS} --env=mine"
+    command = f"kedro run --pipelines=sleep --params=night=1 --env=mine --from-nodes={COLLECTS}"
     assert command in str(told.value)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sleep_pipeline.datasets import FileDataset, PretrainedDataset
 from sleep_pipeline.registry import BASE, NightRegistry, RegistryError
-from sleep_pipeline.run_environment import environment_option
+from sleep_pipeline.run_environment import environment_option, night_command
 
 if TYPE_CHECKING:
     from kedro.io import CatalogProtocol
@@ -74,8 +74,8 @@ def check_records(registry: NightRegistry, night: int, runs: Iterable[Node]) -> 
         raise RegistryError(
             f"night {night} is registered, and {first.name} would make its {outputs} anew, by which later nights are "
             f"asked and compared: run its memories as night {registry.next_night()}, after `sleep-pipeline rollback"
-            f"{environment_option()}` if it was promoted; its report alone is written again with `kedro run "
-            f"--pipelines=sleep --params=night={night} --from-nodes=write_report_node{environment_option()}`"
+            f"{environment_option()}` if it was promoted; its report alone is written again with "
+            f"`{night_command(night, 'write_report_node')}`"
         )
 
 
@@ -121,10 +121,7 @@ def check_collected(
     if not all(name in catalog and catalog.exists(name) for name in (_SUMMARY, _MEMORIES)):
         return ()
     told = catalog.load(_SUMMARY)
-    remedy = (
-        f"collect anew with `kedro run --pipelines=sleep --params=night={night} --from-nodes={COLLECTS}"
-        f"{environment_option()}`"
-    )
+    remedy = f"collect anew with `{night_command(night, COLLECTS)}`"
     champion = registry.champion()
     live = BASE if champion is None else champion.number
     if told.get("parent", live) != live and not names <= _ENDS:

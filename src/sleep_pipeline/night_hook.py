@@ -176,7 +176,7 @@ class NightHook:
     ) -> None:
         """Check what only the end of the night needs, and take the lock, before anything is recorded or computed."""
         self._release()
-        set_environment(run_params.get("env"))
+        set_environment(run_params.get("env"), run_params.get("runtime_params"))
         inputs = pipeline.inputs()
         registry = None
         anew: list[Node] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sleep_pipeline.run_environment import environment_option
+from sleep_pipeline.run_environment import night_command
 
 
 def too_few_questions(night: int, questions: int, least: int) -> str | None:
@@ -15,10 +15,9 @@ def too_few_questions(night: int, questions: int, least: int) -> str | None:
     """
     if questions >= least:
         return None
-    command = f"kedro run --pipelines=sleep --params=night={night}{environment_option()} --from-nodes="
     return (
         f"night {night} has {questions} questions about its memories, and the gate, which takes {least} to tell a gain "
         "from chance (evaluation.gate.min_questions), will reject it: end it, and either wait for more memories and "
-        f"collect anew (`{command}collect_memories_node`), or write more questions into the folder of probes and "
-        f"sample anew (`{command}sample_lessons_node`)"
+        f"collect anew (`{night_command(night, 'collect_memories_node')}`), or write more questions into the folder of "
+        f"probes and sample anew (`{night_command(night, 'sample_lessons_node')}`)"
     )

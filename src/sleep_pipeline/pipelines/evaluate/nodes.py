@@ -384,14 +384,14 @@ def write_report(
     from sleep_pipeline.evaluation.gate import Decision
     from sleep_pipeline.evaluation.retention import Retention
     from sleep_pipeline.reporting import Memories, NightReport, model_card, render
-    from sleep_pipeline.run_environment import environment_option
+    from sleep_pipeline.run_environment import night_command
     from sleep_pipeline.tracking.git import git_state
 
     night, parent = int(registered["number"]), int(registered["parent"])
     manifest = _manifest(night_model)
     git = git_state(Path(__file__).parent)
     commit = git.commit if git else None
-    command = f"kedro run --pipelines=sleep --params=night={night}{environment_option()}"
+    command = night_command(night)
     seconds = metrics["seconds"]
     learned, forgotten = _examples(replies, night, evaluation.examples)
     report = NightReport(

@@ -45,7 +45,7 @@ def refine_expert(
 
     from sleep_pipeline.memory import Consolidation, state_of
     from sleep_pipeline.registry import RegistryError
-    from sleep_pipeline.run_environment import environment_option
+    from sleep_pipeline.run_environment import night_command
     from sleep_pipeline.seeding.night import hand_on, learn
 
     parent_checkpoint(models_folder, night)
@@ -54,8 +54,7 @@ def refine_expert(
     if grew_from != parent:
         raise RegistryError(
             f"night {night} was seeded on night {grew_from}, and the champion is night {parent} now: it would bring "
-            f"back what was rolled back; seed it anew with `kedro run --pipelines=sleep --params=night={night} "
-            f"--from-nodes=sample_lessons_node{environment_option()}`"
+            f"back what was rolled back; seed it anew with `{night_command(night, 'sample_lessons_node')}`"
         )
     opened = open_model(model, machine, memory, seeding.replay, seeded_model)
     state = state_of(opened.model)

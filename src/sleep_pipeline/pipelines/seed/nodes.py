@@ -12,7 +12,7 @@ from sleep_pipeline.evaluation.settings import EvaluationSettings
 from sleep_pipeline.memories.settings import CollectSettings, MaskSettings
 from sleep_pipeline.night_model import MachineSettings, MemorySettings, NightModel, StorePart, open_model
 from sleep_pipeline.night_questions import too_few_questions
-from sleep_pipeline.run_environment import environment_option
+from sleep_pipeline.run_environment import environment_option, night_command
 from sleep_pipeline.seeding.settings import SeedingSettings
 from sleep_pipeline.tracking import active_sink, night_sink
 
@@ -290,15 +290,14 @@ def train_expert(
     if taught_by not in (None, base):
         raise ValueError(
             f"the lessons of night {night} are those of another base model than {model}, which was changed since they "
-            "were sampled: name the one before, or sample anew with `kedro run --pipelines=sleep "
-            f"--params=night={night} --from-nodes=make_contexts_node{environment_option()}`"
+            f"were sampled: name the one before, or sample anew with `{night_command(night, 'make_contexts_node')}`"
         )
     parent = champion_number(models_folder)
     if seed_summary.get("parent", parent) != parent:
         raise RegistryError(
             f"what night {night} learns was sampled on night {seed_summary['parent']}, and the champion is night "
-            f"{parent} now: its questions were asked of another model before; sample anew with `kedro run "
-            f"--pipelines=sleep --params=night={night} --from-nodes=sample_lessons_node{environment_option()}`"
+            f"{parent} now: its questions were asked of another model before; sample anew with "
+            f"`{night_command(night, 'sample_lessons_node')}`"
         )
     manifest: dict[str, Any] = {
         "kind": "memory in mid-sleep",
