@@ -1,5 +1,6 @@
 """What is checked before a night begins."""
 
+import json
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -16,7 +17,7 @@ from sleep_pipeline.evaluation.texts import TextsError
 from sleep_pipeline.memories.records import Memory, memories_to_frame
 from sleep_pipeline.memories.settings import CollectSettings
 from sleep_pipeline.night_going_on import ChangedSinceError
-from sleep_pipeline.night_hook import NightHook, NightRoomError, check_ancestors, check_register
+from sleep_pipeline.night_hook import NightHook, NightRoomError, check_ancestors, check_judge, check_register
 from sleep_pipeline.night_lock import LOCK
 from sleep_pipeline.night_number import next_number
 from sleep_pipeline.registry import BASE, MANIFEST, Night, NightRegistry, RegistryError, manifest_digest
@@ -226,3 +227,20 @@ def test_what_later_nights_are_compared_by_must_be_there(tmp_path: Path, gone: s
     (tmp_path / "night_001" / gone).unlink()
     with pytest.raises(RegistryError, match=f"night_001/{gone} is gone.*dvc pull"):
         check_ancestors(registry, tmp_path, tmp_path)
+
+
+def test_nights_that_are_compared_must_be_judged_alike(tmp_path: Path) -> None:
+    ours = EvaluationSettings()
+    registered(tmp_path, 1, 2)
+    registry = NightRegistry(tmp_path)
+    check_judge(registry, tmp_path, ours)
+    registry.promote(1)
+    metrics = tmp_path / "night_001" / "metrics.json"
+    for known in ({"asked": ours.asked()}, {}):
+        metrics.write_text(json.dumps(known), encoding="utf-8")
+        check_judge(registry, tmp_path, ours)
+    metrics.write_text(json.dumps({"asked": ours.asked() | {"match": "contains"}}), encoding="utf-8")
+    with pytest.raises(
+        RegistryError, match=r"night 1 was judged with evaluation\.match=contains.*tonight.*evaluation\.match=exact"
+    ):
+        check_judge(registry, tmp_path, ours)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kedro.framework.hooks import hook_impl
 from kedro.io import CatalogProtocol
@@ -18,6 +19,9 @@ from sleep_pipeline.night_lock import NightLock
 from sleep_pipeline.night_number import check_turn, folder_of, next_number
 from sleep_pipeline.registry import NightRegistry
 from sleep_pipeline.run_environment import environment_option, set_environment
+
+if TYPE_CHECKING:
+    from sleep_pipeline.evaluation.settings import EvaluationSettings
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +131,27 @@ def check_ancestors(registry: NightRegistry, primary_folder: Path, reporting_fol
             )
 
 
+def check_judge(registry: NightRegistry, reporting_folder: Path, evaluation: EvaluationSettings) -> None:
+    """Make sure that tonight is asked and judged as the nights were that it is compared with.
+
+    Raises:
+        RegistryError: the champion was asked otherwise; it names both ways.
+    """
+    from sleep_pipeline.registry import RegistryError
+
+    champion = registry.champion()
+    if champion is None:
+        return
+    metrics = json.loads((reporting_folder / folder_of(champion.number) / "metrics.json").read_text(encoding="utf-8"))
+    was, asked = metrics.get("asked"), evaluation.asked()
+    if was is not None and was != asked:
+        old, new = (", ".join(f"evaluation.{name}={way[name]}" for name in way) for way in (was, asked))
+        raise RegistryError(
+            f"night {champion.number} was judged with {old}, and tonight would be with {new}: what seems to be "
+            "forgotten or gained would be the change; set it back, or begin a new life (globals: life)"
+        )
+
+
 def _check_inputs(inputs: set[str], catalog: CatalogProtocol[Any, Any]) -> None:
     """Check what the nodes of a night would trip over hours after they began."""
     if _PROBES in inputs:
@@ -190,7 +215,10 @@ class NightHook:
                     reporting = Path(catalog.load(_REPORTING))
                     check_register(registry, night, "night" in (run_params.get("runtime_params") or {}), reporting)
                     if any(node.name == _EVALUATES for node in pipeline.nodes):
+                        from sleep_pipeline.evaluation.settings import EvaluationSettings
+
                         check_ancestors(registry, Path(catalog.load("primary_folder")), reporting)
+                        check_judge(registry, reporting, EvaluationSettings.model_validate(catalog.load(_EVALUATION)))
             if _NIGHT in catalog:
                 night, missing_alone = int(catalog.load(_NIGHT)), bool(run_params.get("only_missing_outputs"))
                 runs = nodes_to_run(pipeline, catalog, missing_alone)

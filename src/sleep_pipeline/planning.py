@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sleep_pipeline.datasets import PretrainedDataset
 from sleep_pipeline.dreaming.settings import DREAMER
 from sleep_pipeline.night_going_on import ChangedSinceError, check_collected, check_records, nodes_to_run
-from sleep_pipeline.night_hook import NightRoomError, check_ancestors, check_register, check_room
+from sleep_pipeline.night_hook import NightRoomError, check_ancestors, check_judge, check_register, check_room
 from sleep_pipeline.night_lock import NightLock
 from sleep_pipeline.night_number import check_turn, folder_of
 from sleep_pipeline.night_questions import too_few_questions
@@ -166,6 +166,7 @@ def make_plan(pipeline: Pipeline, catalog: CatalogProtocol[Any, Any]) -> Plan:
         check_records(registry, night, [node for node in pipeline.nodes if node.name in to_do])
         if to_do:
             check_ancestors(registry, path_of(catalog, "primary_folder"), path_of(catalog, "reporting_folder"))
+            check_judge(registry, path_of(catalog, "reporting_folder"), settings.evaluation)
             if models.is_dir():
                 check_room(registry)
             check_collected(catalog, registry, night, path_of(catalog, "memories_folder"), to_do)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sleep_pipeline.evaluation.retention import Retention
-from sleep_pipeline.evaluation.statistics import Estimate
+from sleep_pipeline.evaluation.statistics import Estimate, mean_interval
 
 
 def mean(numbers: Any) -> float:
@@ -303,3 +303,13 @@ def test_over_lives_what_cannot_be_measured_is_named() -> None:
     ):
         with pytest.raises(ValueError, match=told):
             Retention.over_lives(lives, measure)
+
+
+@pytest.mark.parametrize("right", [0, 1])
+def test_answers_that_are_all_alike_are_not_taken_for_certain(right: int) -> None:
+    retention = Retention().append(1, [[right] * 20], open_book=[1] * 20).append(2, [[right] * 20, [right] * 20])
+    for measured in (retention.accuracy(), retention.accuracy_over_time()):
+        assert (measured.value, measured.samples) == (right, 40)
+        known = mean_interval([right] * 40)
+        assert (measured.low, measured.high) == (known.low, known.high)
+        assert measured.high - measured.low > 0.05

@@ -240,3 +240,10 @@ def test_slots_say_in_words_what_their_colour_says(report: NightReport) -> None:
     assert 'aria-label="slot 2: active, night 7, from context"' in html
     assert 'aria-label="slot 0: active, night 4, from level 1"' in html
     assert "Level 1: 3 of 8 slots in use" in html
+
+
+def test_a_measure_whose_answers_are_all_alike_has_no_interval_of_no_width(report: NightReport) -> None:
+    perfect = Retention().append(1, [[1] * 9]).append(2, [[1] * 9, [1] * 9])
+    rows = Page(render(replace(report, retention=perfect))).text
+    assert "100.0 % to 100.0 %" not in rows
+    assert "0.0 % to 0.0 %" not in rows

@@ -2,8 +2,9 @@
 
 `R[i][j]` is the share of right closed-book answers to night `j`'s questions after night `i`. It is kept question by
 question, so that every interval can be drawn over the questions: each night's questions are resampled as a whole,
-with all their answers over the nights, which leaves the comparisons paired. Intervals speak of the choice of
-questions alone, not of what another seed would have trained.
+with all their answers over the nights, which leaves the comparisons paired. Shares of answers that are all right or all
+wrong have Wilson's interval. Intervals speak of the choice of questions alone, not of what another seed would have
+trained.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sleep_pipeline.evaluation.statistics import Estimate, paired_difference
+from sleep_pipeline.evaluation.statistics import Estimate, mean_interval, paired_difference
 
 if TYPE_CHECKING:
     import pandas
@@ -92,6 +93,7 @@ _MEASURES: dict[str, tuple[Callable[[_Means], Floats], int]] = {
     "relative_recall": (_relative_recall, 1),
 }
 """Of means over questions, each with the least number of nights that it speaks of."""
+_SHARES = frozenset({"accuracy", "accuracy_over_time"})
 
 
 @dataclass(frozen=True)
@@ -374,7 +376,12 @@ class Retention:
             measure, least = _MEASURES[name]
             if len(self.scores) >= least:
                 low, high = np.nanquantile(measure(draws), [0.025, 0.975])
-                found[name] = Estimate(float(measure(means)), float(low), float(high), self._asked(least))
+                value, asked = float(measure(means)), self._asked(least)
+                if name in _SHARES and value in (0.0, 1.0):
+                    # Resamples of answers that are all alike say nothing of the others that there might have been.
+                    spread = mean_interval([value] * asked)
+                    low, high = spread.low, spread.high
+                found[name] = Estimate(value, float(low), float(high), asked)
         return found
 
     def _asked(self, least: int) -> int:

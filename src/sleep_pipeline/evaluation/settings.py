@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from sleep_pipeline.evaluation.gate import GateSettings
@@ -60,3 +62,7 @@ class EvaluationSettings(BaseModel):
     examples: PositiveInt = 8
     harness: HarnessSettings = Field(default_factory=HarnessSettings)
     gate: GateSettings = Field(default_factory=GateSettings)
+
+    def asked(self) -> dict[str, Any]:
+        """How answers are asked for and judged: scores of nights can be compared where it is the same."""
+        return {"match": self.match, "max_new_tokens": self.max_new_tokens}

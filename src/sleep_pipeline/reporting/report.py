@@ -24,7 +24,7 @@ _CHECKS = {
     "validation_passed": "Data validation",
 }
 _MEASURES = {
-    "accuracy": ("Recall of all nights now (ACC)", "mean over all nights' questions after this night"),
+    "accuracy": ("Recall of all nights now (ACC)", "share of each night's questions, mean over nights"),
     "accuracy_over_time": ("Recall over time", "mean of the above over the nights so far"),
     "backward_transfer": ("Backward transfer (BWT)", "now minus right after its own night, mean over earlier nights"),
     "forgetting": (
@@ -112,7 +112,7 @@ def _tiles(report: NightReport) -> Html | None:
         tiles.append((percent(report.history[-1].open_book), "right with the context at hand"))
     tiles.append((str(report.memories.learned), "memories learned"))
     if report.phases:
-        tiles.append((duration(sum(report.phases.values())), "from start to end"))
+        tiles.append((duration(sum(report.phases.values())), "of computing"))
     return element(
         "div",
         *(element("div", element("b", value), element("span", words), class_="tile") for value, words in tiles),
@@ -191,7 +191,7 @@ def _estimate(estimate: Estimate | None) -> tuple[str, str, str]:
         return "–", "–", "–"
     if not estimate.samples:
         return "–", "–", "0"
-    interval = f"{percent(estimate.low, 1)} to {percent(estimate.high, 1)}"
+    interval = f"{percent(estimate.low, 1)} to {percent(estimate.high, 1)}" if estimate.low < estimate.high else "–"
     return percent(estimate.value, 1), interval, str(estimate.samples)
 
 
@@ -217,7 +217,12 @@ def _retention(report: NightReport) -> Html:
         element("p", "Nothing was asked about this night; the matrix is that of the nights before it.", class_="note")
         if not report.asked
         else None,
-        element("p", "Intervals are over the choice of questions, not over training runs.", class_="note"),
+        element(
+            "p",
+            "Intervals are over the choice of questions, not over training runs; answers that are all "
+            "alike tell none of a difference.",
+            class_="note",
+        ),
     )
 
 
@@ -303,7 +308,13 @@ def _time(report: NightReport) -> Html | None:
     if not report.phases:
         return None
     total = sum(report.phases.values())
-    return _section("Time", element("p", f"{duration(total)} in all."), bars(report.phases))
+    return _section(
+        "Time",
+        element(
+            "p", f"{duration(total)} of computing; loading and saving, and training before a kill, are not counted."
+        ),
+        bars(report.phases),
+    )
 
 
 def _reproduce(report: NightReport) -> Html:

@@ -201,7 +201,7 @@ def _skills(
     base = dict(known.get("base", {}))
     # Nights of earlier releases do not say which texts they were measured on.
     same_texts = known.get("texts_digest") == digest
-    asked = {"match": evaluation.match, "max_new_tokens": evaluation.max_new_tokens}
+    asked = evaluation.asked()
     same_way = known.get("asked") == asked
     with base_view(opened.model):
         if "reading" not in base or not same_way:
