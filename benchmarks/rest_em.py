@@ -10,6 +10,9 @@ the dreamer's adapter. Of the documents that the rounds see, a quarter is held o
 a round. The figures are about others, which nothing was chosen by, dreamt of before and after with the same noise. A
 dream that is not well-formed counts as not rewarded.
 
+`rest_em.explore` of 1 (`--set`) leaves the kinds of dreams as often as their prompts say; otherwise the rounds learn
+that, too, and `runs` tells how many dreams of each kind were drawn and rewarded.
+
 A context's score is the share of its dreams that are rewarded. The intervals are 95 % percentile bootstraps over the
 held-out contexts of all seeds together, that of the rise paired by context. The contexts of a seed share a dreamer, so
 an interval speaks of other contexts more than of other trainings; `runs` of the JSON holds every seed on its own.
@@ -36,7 +39,7 @@ from sleep_pipeline.dreaming.dreamer import hold_out, new_dreamer
 from sleep_pipeline.dreaming.dreams import sample_dreams
 from sleep_pipeline.dreaming.night import DreamReport
 from sleep_pipeline.dreaming.rest_em import RestEmReport, rest_em, trial_reward
-from sleep_pipeline.dreaming.settings import DreamingSettings
+from sleep_pipeline.dreaming.settings import DreamingSettings, Mix
 from sleep_pipeline.environment import apply_defaults
 from sleep_pipeline.evaluation.statistics import Estimate, mean_interval, paired_difference
 from sleep_pipeline.hardware import keep_freed_memory
@@ -52,6 +55,7 @@ class Run:
     after: list[float]
     rounds: RestEmReport
     dropped: dict[str, Counter[str]]
+    kinds: dict[str, dict[str, list[int]]]
     seconds: float
 
 
@@ -70,19 +74,23 @@ def run(settings: DreamingSettings, seed: int, seen: int, held_out: int, device:
     reports: list[DreamReport] = []
     reward = trial_reward(model, dreamer, tokenizer, probes, settings, reports.append)
 
-    def look() -> list[float]:
-        data = sample_dreams(dreamer, tokenizer, others, settings.dreams, 1000 * seed + 999)
+    kinds: dict[str, dict[str, list[int]]] = {}
+
+    def look(when: str, mix: Mix) -> list[float]:
+        data = sample_dreams(dreamer, tokenizer, others, settings.dreams.mixed(mix), 1000 * seed + 999)
         earned = reward(others, data, 1000 * seed + 999)
         scores = [0.0] * held_out
         for dream, value in zip(data.dreams, earned, strict=True):
             scores[dream.context] += value / settings.dreams.dreams
+            counts = kinds.setdefault(when, {}).setdefault(dream.kind, [0, 0])
+            counts[0], counts[1] = counts[0] + 1, counts[1] + int(value)
         return scores
 
-    before = look()
+    before = look("before", {})
     rounds = rest_em(dreamer, tokenizer, train, guard, reward, settings.rest_em, settings.dreams, seed)
-    after = look()
+    after = look("after", rounds.mix)
     dropped = {"before": reports[0].dropped, "after": reports[-1].dropped}
-    return Run(before, after, rounds, dropped, time.perf_counter() - began)
+    return Run(before, after, rounds, dropped, kinds, time.perf_counter() - began)
 
 
 def figure(estimate: Estimate, unit: str) -> dict[str, Any]:
@@ -174,6 +182,7 @@ def main() -> None:
                         for each in done.rounds.rounds
                     ],
                     "dropped": {name: dict(reasons) for name, reasons in done.dropped.items()},
+                    "kinds, drawn and rewarded": done.kinds,
                     "seconds": done.seconds,
                 }
                 for done in runs

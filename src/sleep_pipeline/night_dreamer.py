@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sleep_pipeline.dreaming.settings import DREAMER, RestEmSettings
+from sleep_pipeline.dreaming.settings import DREAMER, Mix, RestEmSettings
 from sleep_pipeline.registry import MANIFEST
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ class DreamerPart:
 
     Attributes:
         dreamer: the adapter on its network, or a folder that holds one in its folder `dreamer`.
-        form: for the manifest: what of it cannot change and, of one that lies in a folder, the SHA-256 of its weights.
+        form: for the manifest: what of it cannot change, the kinds that it dreams of more or less often (`mix_of`),
+            and, of one that lies in a folder, the SHA-256 of its weights.
     """
 
     dreamer: PeftModel | Path
@@ -52,9 +53,16 @@ class DreamerPart:
         shutil.rmtree(partial)
 
 
-def form_of(settings: RestEmSettings) -> dict[str, Any]:
-    """What of a dreamer cannot change while a life has it."""
-    return settings.model_dump(mode="json", include=set(_FORM))
+def form_of(settings: RestEmSettings, mix: Mix) -> dict[str, Any]:
+    """What of a dreamer cannot change while a life has it, and the kinds that it dreams of more or less often."""
+    kinds = [{"kind": kind, "ask": ask, "times": times} for (kind, ask), times in mix.items()]
+    return {**settings.model_dump(mode="json", include=set(_FORM)), "mix": kinds}
+
+
+def mix_of(dreamer: DreamerPart | None) -> Mix:
+    """The kinds that a kept dreamer dreams of more or less often; those of earlier releases have none."""
+    kinds = [] if dreamer is None else dreamer.form.get("mix", [])
+    return {(found["kind"], found["ask"]): float(found["times"]) for found in kinds}
 
 
 def kept_dreamer(folder: Path | None) -> DreamerPart | None:
@@ -94,7 +102,7 @@ def open_dreamer(model: PreTrainedModel, settings: RestEmSettings, checkpoint: P
     kept = kept_dreamer(checkpoint)
     if kept is None or checkpoint is None:
         return new_dreamer(model, settings, seed)
-    asked = form_of(settings)
+    asked = form_of(settings, {})
     differing = [name for name in _FORM if kept.form[name] != asked[name]]
     if differing:
         has = "; ".join(f"{name} {kept.form[name]!r}, asked for {asked[name]!r}" for name in differing)

@@ -22,7 +22,7 @@ from peft import LoraConfig
 from sleep_pipeline.dreaming.dreams import Withheld
 from sleep_pipeline.dreaming.night import DreamReport, asked_by, dream_night
 from sleep_pipeline.dreaming.rest_em import RestEmReport, rest_em, trial_reward
-from sleep_pipeline.dreaming.settings import DREAMER, DreamingSettings, RestEmSettings
+from sleep_pipeline.dreaming.settings import DREAMER, DreamingSettings, Mix, RestEmSettings
 from sleep_pipeline.dreaming.stacked_lora import lay_out
 from sleep_pipeline.dreaming.tau import Probe
 from sleep_pipeline.dreaming.workers import hire
@@ -108,6 +108,7 @@ def dream_and_improve(
     older: Sequence[str] = (),
     progress: bool = False,
     withheld: Withheld | None = None,
+    mix: Mix | None = None,
 ) -> ImprovedNight:
     """Run ReST-EM on the night's contexts and take what it dreamt and tried for the night's dreams.
 
@@ -130,6 +131,7 @@ def dream_and_improve(
         older: texts of earlier nights, for dreams that combine.
         progress: whether to show a bar, where there are no rounds.
         withheld: see `dream_night`.
+        mix: of kinds, as the dreamer's earlier nights left it.
 
     Raises:
         ValueError: see `dream_night`.
@@ -141,7 +143,8 @@ def dream_and_improve(
     # Dreams that are compared with dreams of other contexts need two contexts on either side of the split.
     least = 2 if settings.rewards.noise == "seeds" else 4
     if len(known) < least:
-        report = dream_night(model, tokenizer, contexts, probes, settings, seed, older, progress, dreamer, withheld)
+        mixed = settings.model_copy(update={"dreams": settings.dreams.mixed(mix or {})})
+        report = dream_night(model, tokenizer, contexts, probes, mixed, seed, older, progress, dreamer, withheld)
         return ImprovedNight(report, skipped=_too_few(len(known), len(set(contexts)), least))
     train, held_out = hold_out(known, settings.rest_em, seed)
     judged: list[DreamReport] = []
@@ -158,6 +161,7 @@ def dream_and_improve(
             seed,
             older,
             withheld or asked_by(probes),
+            mix,
         )
     on_train, on_held_out = (
         [report for report in judged if report.contexts == tuple(side)] for side in (train, held_out)

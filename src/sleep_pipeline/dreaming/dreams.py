@@ -28,7 +28,7 @@ from sleep_pipeline.generation.sampler import (
 )
 from sleep_pipeline.memory.blocks import text_config
 from sleep_pipeline.seeding.answers import read_pairs, same_answer, without_pairs
-from sleep_pipeline.seeding.teacher import Message, shares
+from sleep_pipeline.seeding.teacher import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -211,9 +211,8 @@ def _requests(
             f"every prompt combines with older memories and only {len(older)} are at hand; add a prompt with older=0"
         )
     rng = random.Random(f"combine/{seed}")
-    counts = shares(prompts, settings.dreams)
     found = []
-    for context, text in enumerate(contexts):
+    for context, (text, counts) in enumerate(zip(contexts, _in_turn(prompts, settings.dreams), strict=False)):
         for prompt, count in zip(prompts, counts, strict=True):
             fitting = room.fitting(text, prompt, older)
             if len(fitting) < prompt.older:
@@ -223,6 +222,21 @@ def _requests(
                 parts = [text, *rng.sample(fitting, prompt.older)]
                 found.append(_Request(context, prompt, "\n\n".join(parts)))
     return found
+
+
+def _in_turn(prompts: Sequence[DreamPrompt], dreams: int) -> Iterator[list[int]]:
+    """How many dreams of each context are each prompt's: what a share lacks in one context it gets in a later one."""
+    total = sum(prompt.share for prompt in prompts)
+    owed = [0.0] * len(prompts)
+    while True:
+        owed = [due + dreams * prompt.share / total for due, prompt in zip(owed, prompts, strict=True)]
+        counts = [0] * len(prompts)
+        for _ in range(dreams):
+            # Rounded, so that sums of equal shares are equal, and the first of them is taken.
+            most = max(range(len(prompts)), key=lambda at: (round(owed[at] - counts[at], 9), -at))
+            counts[most] += 1
+        owed = [due - count for due, count in zip(owed, counts, strict=True)]
+        yield counts
 
 
 def _learnable(

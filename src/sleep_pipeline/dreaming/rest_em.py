@@ -1,7 +1,10 @@
 """ReST-EM for the dreamer (Singh et al. 2024, arXiv 2312.06585; paper.md section 4, step 4).
 
 E-step: dream, and keep what is rewarded. M-step: fine-tune the dreamer's adapter on what was kept, so that such dreams
-come more often. Deviation: a round after which dreams of contexts held out of training earn less is taken back.
+come more often, and ask for the kinds of dreams that were kept as often as they were: what kind a dream is of belongs
+to the policy as its words do, and maximum likelihood gives it that share. Deviations: some dreams keep to the kinds'
+shares as set, so that none is given up for good; and a round after which dreams of contexts held out of training earn
+less is taken back.
 
     dreamer = add_beside(model, LoraConfig(r=8, ...), "dreamer")
     reward = trial_reward(model, dreamer, tokenizer, probes, DreamingSettings())
@@ -11,9 +14,10 @@ come more often. Deviation: a round after which dreams of contexts held out of t
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +26,7 @@ from torch import Tensor, nn
 from sleep_pipeline.dreaming.dreams import DreamData, DreamText, Withheld, sample_dreams
 from sleep_pipeline.dreaming.night import DreamReport, judge_dreams
 from sleep_pipeline.dreaming.rows import Row, losses, side_by_side
-from sleep_pipeline.dreaming.settings import DreamingSettings, DreamSettings, RestEmSettings
+from sleep_pipeline.dreaming.settings import DreamingSettings, DreamPrompt, DreamSettings, Mix, RestEmSettings
 from sleep_pipeline.dreaming.tau import Probe
 from sleep_pipeline.dreaming.workers import Workers
 from sleep_pipeline.generation.likelihood import encode_reply
@@ -69,10 +73,12 @@ class RestEmReport:
     Attributes:
         before: mean reward of a dream about a held-out context, before any round.
         rounds: see `Round`.
+        mix: how often the dreamer that was kept dreams of each kind.
     """
 
     before: float
     rounds: tuple[Round, ...]
+    mix: Mix = field(default_factory=dict)
 
     @property
     def after(self) -> float:
@@ -93,9 +99,11 @@ class RestEmReport:
         """The rounds in a sentence."""
         ran = f"{len(self.rounds)} round{'' if len(self.rounds) == 1 else 's'} of ReST-EM"
         idle = f", {self.idle} without a dream that helped" if self.idle else ""
+        kinds = ", ".join(f"{kind} {times:.1f}" for (kind, _), times in self.mix.items() if round(times, 1) != 1)
+        mixed = f" Kinds of dreams, as multiples of their shares as set: {kinds}." if kinds else ""
         return (
             f"{ran}{idle}, {self.dropped} dropped by the guard: of the dreams about held-out contexts "
-            f"{self.before:.0%} helped before and {self.after:.0%} after, by which rounds are kept."
+            f"{self.before:.0%} helped before and {self.after:.0%} after, by which rounds are kept.{mixed}"
         )
 
 
@@ -110,8 +118,9 @@ def rest_em(
     seed: int = 0,
     older: Sequence[str] = (),
     withheld: Withheld | None = None,
+    mix: Mix | None = None,
 ) -> RestEmReport:
-    """Improve the dreamer's adapter; nothing else of the model changes.
+    """Improve the dreamer's adapter, and how often it dreams of each kind; nothing else of the model changes.
 
     Args:
         dreamer: a model whose adapter is the policy, such as `memory.add_beside` returns.
@@ -125,6 +134,7 @@ def rest_em(
         seed: the same seed gives the same rounds. Held-out contexts are dreamt of with the same noise every time.
         older: texts of earlier nights, for dreams that combine.
         withheld: see `sample_dreams`.
+        mix: of kinds, as earlier rounds left it; None as `dreams` says.
 
     Raises:
         ValueError: there is no held-out context, or one is trained on.
@@ -135,16 +145,20 @@ def rest_em(
             "hold at least one context out of training, or nothing tells whether a round helped"
         )
 
-    def on_held_out() -> float:
-        data = sample_dreams(dreamer, tokenizer, held_out, dreams, 1000 * seed, older, withheld=withheld)
+    def dreamt(of: Sequence[str], kinds: Mix, own: int) -> DreamData:
+        return sample_dreams(dreamer, tokenizer, of, dreams.mixed(kinds), own, older, withheld=withheld)
+
+    def on_held_out(kinds: Mix) -> float:
+        data = dreamt(held_out, kinds, 1000 * seed)
         return sum(reward(held_out, data, 1000 * seed)) / max(1, data.asked)
 
     start = best = _snapshot(dreamer)
-    before = best_reward = on_held_out()
+    best_mix: Mix = dict(mix or {})
+    before = best_reward = on_held_out(best_mix)
     rounds = []
     for number in range(1, settings.rounds + 1):
         own = 1000 * seed + number
-        data = sample_dreams(dreamer, tokenizer, contexts, dreams, own, older, withheld=withheld)
+        data = dreamt(contexts, best_mix, own)
         earned = reward(contexts, data, own)
         good = [dream for dream, value in zip(data.dreams, earned, strict=True) if value > 0]
         if not good:
@@ -153,14 +167,30 @@ def rest_em(
         if settings.restart:
             _restore(dreamer, start)
         history = fine_tune(dreamer, tokenizer, good, settings, own)
-        now = on_held_out()
+        kinds = rewarded_kinds([prompt for prompt in dreams.prompts if prompt.older <= len(older)], good, settings)
+        now = on_held_out({**best_mix, **kinds})
         kept = now >= best_reward
         if kept:
-            best, best_reward = _snapshot(dreamer), now
+            best, best_reward, best_mix = _snapshot(dreamer), now, {**best_mix, **kinds}
         else:
             _restore(dreamer, best)
         rounds.append(Round(number, data.asked, len(good), tuple(history), now, kept))
-    return RestEmReport(before, tuple(rounds))
+    return RestEmReport(before, tuple(rounds), best_mix)
+
+
+def rewarded_kinds(prompts: Sequence[DreamPrompt], good: Sequence[DreamText], settings: RestEmSettings) -> Mix:
+    """How often each prompt is asked from now on: as often as its dreams were rewarded, and a little as it says itself.
+
+    Args:
+        prompts: that were asked, whose shares together stay what they are.
+        good: dreams that were rewarded, at least one.
+        settings: of `explore`.
+    """
+    total = sum(prompt.share for prompt in prompts)
+    rewarded = Counter((dream.kind, dream.ask) for dream in good)
+    own = {(prompt.kind, prompt.ask): prompt.share / total for prompt in prompts}
+    earned = {name: rewarded[name] / len(good) for name in own}
+    return {name: settings.explore + (1 - settings.explore) * earned[name] / own[name] for name in own}
 
 
 def trial_reward(

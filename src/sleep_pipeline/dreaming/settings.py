@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -95,6 +96,10 @@ def _dream_prompts() -> list[DreamPrompt]:
     ]
 
 
+Mix = Mapping[tuple[str, str], float]
+"""Kind and `ask` of a prompt -> how many times as often as its share says it is asked; 1 where nothing is said."""
+
+
 class DreamSettings(_Settings):
     """How dreams are sampled (paper.md section 4, step 1).
 
@@ -123,6 +128,14 @@ class DreamSettings(_Settings):
     batch_size: PositiveInt = 64
     engine: Literal["transformers", "vllm"] = "transformers"
     share_of_gpu: float = Field(0.5, gt=0, lt=1)
+
+    def mixed(self, mix: Mix) -> DreamSettings:
+        """The same with the shares of the prompts changed by a mix."""
+        prompts = [
+            prompt.model_copy(update={"share": prompt.share * mix.get((prompt.kind, prompt.ask), 1.0)})
+            for prompt in self.prompts
+        ]
+        return self.model_copy(update={"prompts": prompts})
 
 
 class ScoreSettings(_Settings):
@@ -249,6 +262,8 @@ class RestEmSettings(_Settings):
         clip_norm: largest norm of the gradient.
         restart: whether every round fine-tunes the dreamer that the first round began with, as ReST-EM does to stay
             near it, instead of the last one.
+        explore: share of the dreams whose kinds are as often as their prompts say; the rest are of the kinds that were
+            rewarded in the last round, as often as they were. 1 leaves the kinds alone.
     """
 
     rounds: NonNegativeInt = 0
@@ -261,6 +276,7 @@ class RestEmSettings(_Settings):
     lr: PositiveFloat = 1e-3
     clip_norm: PositiveFloat = 1.0
     restart: bool = True
+    explore: float = Field(0.1, gt=0, le=1)
 
     def split(self, contexts: int) -> tuple[int, int]:
         """How many of so many contexts are trained on and how many are held out.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sleep_pipeline.datasets import Pretrained
 from sleep_pipeline.dreaming.settings import DREAMER, DreamingSettings
 from sleep_pipeline.memories.settings import CollectSettings
-from sleep_pipeline.night_dreamer import DreamerPart, form_of, kept_dreamer, open_dreamer
+from sleep_pipeline.night_dreamer import DreamerPart, form_of, kept_dreamer, mix_of, open_dreamer
 from sleep_pipeline.night_model import MachineSettings, MemorySettings, open_model
 from sleep_pipeline.night_number import folder_of
 from sleep_pipeline.pipelines.seed.nodes import FOR_DREAMS, own_seed, parent_checkpoint
@@ -105,7 +105,7 @@ def dream_night(
     dreamer = improved = None
     if dreaming.rest_em.rounds:
         dreamer = open_dreamer(opened.model, dreaming.rest_em, parent, own)
-        improved = dream_and_improve(opened.model, dreamer, *given, withheld=withheld)
+        improved = dream_and_improve(opened.model, dreamer, *given, withheld=withheld, mix=mix_of(handed_on))
     report = improved.report if improved is not None else dream(opened.model, *given, withheld=withheld)
     records = report.records()
     frame = pd.DataFrame(records) if records else _nothing()[["text"]]
@@ -134,8 +134,8 @@ def dream_night(
         rounds = _rounds(improved)
         summary["rest_em"] = rounds
         counts |= {f"rest_em/{name}": float(value) for name, value in rounds.items() if name != "says"}
-        if improved.changed:
-            part = DreamerPart(dreamer, form_of(dreaming.rest_em))
+        if improved.changed and improved.rest_em is not None:
+            part = DreamerPart(dreamer, form_of(dreaming.rest_em, improved.rest_em.mix))
     active_sink().log_metrics({f"dream/{name}": value for name, value in counts.items()}, step=night)
     page = _page(records, night, dreaming.tau.kind == "questions")
     return checked.good, {"tonight": lessons}, summary, page, _checkpoint(part, night)
