@@ -1,6 +1,7 @@
 import copy
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -234,3 +235,22 @@ def test_a_text_that_copies_a_withheld_question_is_learned_without_it() -> None:
     assert (learned, reason) == ("Question: Where is Osk?\nAnswer: In the north", None)
     ((_, learned),), _ = dreams._learnable(prompt, copied, (), None)
     assert learned == copied
+
+
+def test_a_kind_whose_share_is_small_comes_in_some_contexts(script: Any) -> None:
+    contexts = [f"Inn {number} has a bell." for number in range(10)]
+    said = {f"{text}|{ask}": [f"{ask} {text} {at}" for at in range(3)] for text in contexts for ask in ("Tell", "Sum")}
+    prompts = [
+        TELL.model_copy(update={"share": 0.9}),
+        TELL.model_copy(update={"kind": "sum", "ask": "Sum", "share": 0.1}),
+    ]
+    found = script(said, contexts, DreamSettings(prompts=prompts, dreams=3)).dreams
+    assert Counter(dream.kind for dream in found) == {"tell": 27, "sum": 3}
+    assert Counter(dream.context for dream in found) == dict.fromkeys(range(10), 3)
+
+
+@pytest.mark.parametrize(("wanted", "counts"), [(6, [3, 1, 1, 1]), (10, [4, 2, 2, 2])])
+def test_whole_shares_are_the_same_in_every_context(wanted: int, counts: list[int]) -> None:
+    prompts = [QUIZ.model_copy(update={"share": share}) for share in counts]
+    in_turn = dreams._in_turn(prompts, wanted)
+    assert [next(in_turn) for _ in range(7)] == [counts] * 7

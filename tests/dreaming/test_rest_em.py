@@ -1,6 +1,7 @@
 import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import peft
@@ -9,9 +10,10 @@ import torch
 
 from sleep_pipeline.dreaming import rest_em as module
 from sleep_pipeline.dreaming.dreams import DreamData, DreamText
-from sleep_pipeline.dreaming.rest_em import fine_tune, rest_em, trial_reward
+from sleep_pipeline.dreaming.rest_em import fine_tune, rest_em, rewarded_kinds, trial_reward
 from sleep_pipeline.dreaming.settings import (
     DreamingSettings,
+    DreamPrompt,
     DreamSettings,
     RestEmSettings,
     RewardSettings,
@@ -95,6 +97,7 @@ class World:
         self.rewards = {False: list(training), True: list(held_out)}
         self.weights: list[dict[str, torch.Tensor]] = []
         self.seeds: list[int] = []
+        self.shares: list[dict[str, float]] = []
         monkeypatch.setattr(module, "sample_dreams", self.sample)
 
     def sample(
@@ -109,6 +112,7 @@ class World:
     ) -> DreamData:
         self.weights.append(own(dreamer))
         self.seeds.append(seed)
+        self.shares.append({prompt.kind: prompt.share for prompt in settings.prompts})
         values = self.rewards[RAIN in contexts][0]
         return DreamData([dreamt(f"Osk {at}") for at in range(len(values))], Counter(), len(values) + 1)
 
@@ -179,6 +183,44 @@ def test_a_round_without_a_rewarded_dream_changes_nothing(
     assert (report.dropped, report.idle) == (0, 2)
     assert "2 without a dream that helped, 0 dropped by the guard" in report.summary()
     assert same(before, own(pair[1]))
+
+
+KINDS = [
+    DreamPrompt(kind="quiz", ask="Quiz", share=2),
+    DreamPrompt(kind="tell", ask="Tell", form="text", recall="And?", share=1),
+    DreamPrompt(kind="sum", ask="Sum", form="text", recall="And?", share=1),
+    DreamPrompt(kind="mix", ask="Quiz", older=1, share=3),
+]
+
+
+def test_kinds_are_dreamt_of_as_often_as_they_were_rewarded_and_a_little_as_set() -> None:
+    good = [dreamt("a"), dreamt("b"), dreamt("c"), replace(dreamt("d"), kind="tell", ask="Tell")]
+    mix = rewarded_kinds(KINDS[:3], good, RestEmSettings(explore=0.2))
+    assert mix == pytest.approx({("quiz", "Quiz"): 1.4, ("tell", "Tell"): 1.0, ("sum", "Sum"): 0.2})
+    mixed = DreamSettings(prompts=KINDS).mixed(mix).prompts
+    assert [prompt.share for prompt in mixed] == pytest.approx([2.8, 1.0, 0.2, 3.0])
+    assert sum(prompt.share for prompt in mixed) == pytest.approx(7), "what was not asked keeps its share"
+    assert set(rewarded_kinds(KINDS[:3], good, RestEmSettings(explore=1)).values()) == {1.0}
+
+
+def test_the_kinds_of_a_round_are_kept_and_taken_back_with_it(
+    pair: tuple[Any, Any], tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(monkeypatch, [[1, 1], [1]], [[0], [1], [0]])
+    set_as, old = DreamSettings(prompts=KINDS), {("quiz", "Quiz"): 0.5, ("gone", "Gone"): 2.0}
+    report = rest_em(
+        pair[1], tiny_tokenizer, [MIRA], [RAIN], world.reward, SETTINGS, set_as, seed=2, older=["Old."], mix=old
+    )
+    assert [done.kept for done in report.rounds] == [True, False]
+    first, second = (
+        {"quiz": 1.0, "tell": 1.0, "sum": 1.0, "mix": 3.0},
+        {"quiz": 6.5, "tell": 0.1, "sum": 0.1, "mix": 0.3},
+    )
+    assert world.shares[:2] == [pytest.approx(first)] * 2, "as earlier nights left it"
+    assert world.shares[2:4] == [pytest.approx(second)] * 2, "as the round was rewarded"
+    assert report.mix[("quiz", "Quiz")] == pytest.approx(3.25)
+    assert report.mix[("gone", "Gone")] == 2.0, "a prompt that comes back is asked as before"
+    assert "quiz 3.3" in report.summary() and "sum 0.1" in report.summary()
 
 
 def test_contexts_must_be_held_out(pair: tuple[Any, Any], tiny_tokenizer: Any) -> None:

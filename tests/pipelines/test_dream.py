@@ -36,6 +36,7 @@ ASKED = {
     "Sela paints.": ("What does Sela do?", "She paints"),
 }
 WEIGHTS = "dreamer/adapter_model.safetensors"
+KIND = ("rewrite", "Tell the same in other words.")
 
 
 class Life:
@@ -46,6 +47,7 @@ class Life:
         self.models, self.primary, self.probes = folder / "models", folder / "primary", folder / "probes"
         self.registry = NightRegistry(self.models)
         self.began_with: list[dict[str, Any]] = []
+        self.shares: list[dict[str, float]] = []
         self.usable = True
 
     def sample(
@@ -56,7 +58,9 @@ class Life:
         self.withheld = more["withheld"]
         weights = {name: p.detach().clone() for name, p in dreamer.named_parameters() if "lora_" in name}
         self.began_with.append(weights)
-        dreams = [DreamText(at, "right", text, "Quiz", text, (ASKED[text],)) for at, text in enumerate(contexts)]
+        self.shares.append({prompt.kind: prompt.share for prompt in settings.prompts})
+        kind, ask = KIND
+        dreams = [DreamText(at, kind, text, ask, text, (ASKED[text],)) for at, text in enumerate(contexts)]
         if not self.usable:
             return DreamData([], Counter({"malformed": len(dreams)}), len(dreams))
         return DreamData(dreams, Counter(), len(dreams))
@@ -216,7 +220,10 @@ def test_the_checkpoint_keeps_the_dreamer_and_its_manifest_names_it(lived: tuple
     life, _, checkpoint = lived
     record = json.loads((checkpoint / "manifest.json").read_text())["dreamer"]
     digest = hashlib.sha256((checkpoint / WEIGHTS).read_bytes()).hexdigest()
+    mix = {(found["kind"], found["ask"]): found["times"] for found in record.pop("mix")}
     assert record == {"rank": 2, "alpha": 16.0, "targets": None, "sha256": digest}
+    assert mix[KIND] > 1, "the only kind that was dreamt and rewarded"
+    assert {times for kind, times in mix.items() if kind != KIND} == {RestEmSettings().explore}
     assert not same(plain(life.began_with[0]), tensors(checkpoint / WEIGHTS)), "the round taught it something"
     names = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()}
     assert {name for name in names if name.startswith("dreamer")} == {WEIGHTS, "dreamer/adapter_config.json"}
@@ -227,6 +234,8 @@ def test_the_next_night_begins_with_the_dreamer_of_its_parent(second: Life) -> N
     before = tensors(second.models / "night_001" / WEIGHTS)
     _, dreamer = second.dream(2, ROUND)
     assert same(plain(second.began_with[0]), before)
+    kinds = second.shares[0]
+    assert kinds["rewrite"] > 10 * kinds["summary"], "and with the kinds that it has learned to dream of"
     checkpoint = second.end(2, dreamer)
     after = tensors(checkpoint / WEIGHTS)
     assert after.keys() == before.keys() and not same(after, before)
