@@ -2,7 +2,9 @@ import base64
 import itertools
 import random
 from collections.abc import Sequence
+from typing import Any
 
+import phonenumbers
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +26,7 @@ JWT = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNry
         ("call +49 30 901820 now", "call [PHONE] now"),
         ("call (212) 736-5000 or 212-736-5000", "call [PHONE] or [PHONE]"),
         ("call 020 7946 0018", "call [PHONE]"),
+        ("+49 30 901820, order 2127365000", "[PHONE], order 2127365000"),
         ("pay with 4111 1111 1111 1111.", "pay with [CARD]."),
         ("pay with 5500-0000-0000-0004", "pay with [CARD]"),
         ("to DE89 3704 0044 0532 0130 00 please", "to [IBAN] please"),
@@ -99,6 +102,12 @@ def test_nothing_in_the_made_up_worlds_is_masked_or_flagged(split: str) -> None:
         "(212) 736 5000 is hers",
         "020 7946 0018 is hers",
         "+1 212 736 5000 is hers",
+        "Phone: 2127365000",
+        "Tel: 017612345678",
+        "Mobile: 07911123456",
+        "call me at 2127365000",
+        "TEL;TYPE=CELL:2127365000",
+        "\uff0b1 212 736 5000 is hers",
     ],
 )
 def test_a_number_to_call_is_masked(text: str) -> None:
@@ -118,10 +127,26 @@ def test_a_number_to_call_is_masked(text: str) -> None:
         "The numbers 256 512 1024 are powers.",
         "0 30 901820",
         "call it a day:\n256 512 1024",
+        "order 2127365000",
+        "phone, see below\norder 2127365000",
     ],
 )
 def test_a_list_of_numbers_is_no_number_to_call(text: str) -> None:
     assert mask(text, ALL) == Masked(text, {})
+
+
+def test_numbers_from_anywhere_are_looked_for_only_where_a_plus_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+    whole = phonenumbers.PhoneNumberMatcher
+
+    def matcher(text: str, region: str | None, **options: Any) -> Any:
+        asked.append(region)
+        return whole(text, region, **options)
+
+    monkeypatch.setattr(phonenumbers, "PhoneNumberMatcher", matcher)
+    for text in ("12 500 people and 3141592653 bricks", "call +1 212 736 5000"):
+        mask(text, ALL)
+    assert asked == ["US", "GB", "DE", None, "US", "GB", "DE"]
 
 
 def test_a_secret_after_thousands_of_blanks_is_found_before_the_night_is_over() -> None:

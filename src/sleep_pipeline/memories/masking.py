@@ -63,7 +63,7 @@ _NEAR = 48
 _CALLED = re.compile(
     r"\b(?:phones?|telephones?|tel|telefon|call(?:ed)?|dial|ring|mobile|mobil|handy|cell|fax|sms|whatsapp|hotline|contact"
     r"|reach(?:ed)?|rufnummer|text (?:me|us|him|her|them)"
-    r"|(?:my|your|his|her|its|our|their|['’]s) (?:\w+ )?number)\b|\[PHONE\]",
+    r"|(?:my|your|his|her|its|our|their|['’]s) (?:\w+ )?number)\b",
     re.I,
 )
 _ENTROPY = 4.0
@@ -185,7 +185,9 @@ def _mask_phones(text: str, regions: tuple[str, ...], counts: Counter[str]) -> s
     if sum(character.isdigit() for character in text) < 7:
         return text
     spans: set[tuple[int, int]] = set()
-    for region in (None, *regions):
+    # Without a region only numbers with a + are found.
+    everywhere = (None,) if re.search("[+\uff0b]", text) else ()
+    for region in (*everywhere, *regions):
         for match in PhoneNumberMatcher(text, region, leniency=Leniency.STRICT_GROUPING):
             overlaps = any(match.start < end and start < match.end for start, end in spans)
             if not overlaps and _is_phone(match.raw_string, text[max(0, match.start - _NEAR) : match.start]):
@@ -204,15 +206,17 @@ def _is_phone(found: str, before: str) -> bool:
         return True
     groups = re.findall(r"\d+", found)
     area = re.match(r"0\d|\(\d+\)", found)
-    # Seven and more digits in a row, or two groups of them, are as likely a quantity.
-    if len(groups) < 2 or (len(groups) == 2 and not area):
-        return False
-    # With nothing but spaces between them they are a list unless something says that one is called there, or whose it
-    # is: a name right before them.
-    listed = not area and not re.search(r"[^\d\s(]", found)
     line = before.rpartition("\n")[2]
+    called = bool(_CALLED.search(line))
+    # Seven and more digits in a row, or two groups of them, are as likely a quantity unless something says that one is
+    # called there.
+    if len(groups) < 2 or (len(groups) == 2 and not area):
+        return called
+    # With nothing but spaces between them they are a list, unless something says that as well, or whose number it is: a
+    # name right before them, or another number.
+    listed = not area and not re.search(r"[^\d\s(]", found)
     named = line.split()[-1:]
-    return not listed or bool(_CALLED.search(line)) or any(word[0].isupper() for word in named)
+    return not listed or called or "[PHONE]" in line or any(word[0].isupper() for word in named)
 
 
 def _mask_secrets(line: str, counts: Counter[str]) -> str:
