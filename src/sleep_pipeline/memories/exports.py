@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from sleep_pipeline.memories.bad_rows import SHOWN, BadRow, kind_of
+from sleep_pipeline.memories.bad_rows import BadRow, kind_of, shown
 from sleep_pipeline.memories.records import Message
 
 _SENDERS = {"human": "user", "user": "user", "assistant": "assistant"}
@@ -26,6 +27,17 @@ _WORDLESS = frozenset(
         *("user_editable_context", "model_editable_context", "app_pairing_content", "super_widget"),
     )
 )
+
+
+@dataclass(frozen=True)
+class _Node:
+    """How a reason names a node; it is masked only where there is a reason, for that takes time."""
+
+    name: str
+    before: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.before}node {shown(self.name)!r}"
 
 
 def chatgpt_messages(row: Mapping[Any, Any]) -> tuple[list[Message], Counter[str]]:
@@ -44,7 +56,7 @@ def chatgpt_messages(row: Mapping[Any, Any]) -> tuple[list[Message], Counter[str
         message = node.get("message")
         if message is None:  # the root
             continue
-        where = f"node {name[:SHOWN]!r}"
+        where = _Node(name)
         if not isinstance(message, Mapping):
             raise BadRow(f'{where} has {kind_of(message)} as "message" instead of an object')
         metadata = message.get("metadata")
@@ -113,32 +125,32 @@ def _branch(nodes: Any, last: Any) -> list[tuple[str, Mapping[Any, Any]]]:
 
 def _upwards(nodes: Mapping[Any, Any], name: Any) -> Iterator[tuple[str, Mapping[Any, Any]]]:
     seen: set[str] = set()
-    below = '"current_node"'
+    below: object = '"current_node"'
     while name is not None:
         if not isinstance(name, str) or name not in nodes:
-            shown = f"{name[:SHOWN]!r}" if isinstance(name, str) else kind_of(name)
-            raise BadRow(f'{below} leads to {shown}, which is no node of "mapping"; export the conversation again')
+            told = repr(shown(name)) if isinstance(name, str) else kind_of(name)
+            raise BadRow(f'{below} leads to {told}, which is no node of "mapping"; export the conversation again')
         if name in seen:
-            raise BadRow(f"the branch runs in a circle at node {name[:SHOWN]!r}; export the conversation again")
+            raise BadRow(f"the branch runs in a circle at {_Node(name)}; export the conversation again")
         seen.add(name)
         node = nodes[name]
         if not isinstance(node, Mapping):
-            raise BadRow(f"node {name[:SHOWN]!r} is {kind_of(node)} instead of an object")
+            raise BadRow(f"{_Node(name)} is {kind_of(node)} instead of an object")
         yield name, node
-        below, name = f'the "parent" of node {name[:SHOWN]!r}', node.get("parent")
+        below, name = _Node(name, 'the "parent" of '), node.get("parent")
 
 
-def _role(role: Any, where: str) -> str:
+def _role(role: Any, where: object) -> str:
     if not isinstance(role, str):
         raise BadRow(f"{where} does not say who speaks; take the conversation out, or name its author")
     found = {**_SENDERS, **_UNSPOKEN}.get(role.lower())
     if found is None:
         known = ", ".join((*_SENDERS, *_UNSPOKEN))
-        raise BadRow(f"{where} has the unknown role {role[:SHOWN]!r}; use one of {known}, or take the conversation out")
+        raise BadRow(f"{where} has the unknown role {shown(role)!r}; use one of {known}, or take the conversation out")
     return found
 
 
-def _chatgpt_words(content: Any, where: str, left_out: Counter[str]) -> str | None:
+def _chatgpt_words(content: Any, where: object, left_out: Counter[str]) -> str | None:
     if not isinstance(content, Mapping):
         raise BadRow(f'{where} has {kind_of(content)} as "content" instead of an object')
     kind = content.get("content_type")
@@ -150,11 +162,11 @@ def _chatgpt_words(content: Any, where: str, left_out: Counter[str]) -> str | No
     if isinstance(kind, str) and kind in _WORDLESS:
         left_out["wordless"] += 1
         return None
-    shown = repr(kind[:SHOWN]) if isinstance(kind, str) else kind_of(kind)
-    raise BadRow(f"{where} has the unknown content type {shown}; take the conversation out, or write the turn as text")
+    told = repr(shown(kind)) if isinstance(kind, str) else kind_of(kind)
+    raise BadRow(f"{where} has the unknown content type {told}; take the conversation out, or write the turn as text")
 
 
-def _words(parts: list[Any], where: str, left_out: Counter[str]) -> str:
+def _words(parts: list[Any], where: object, left_out: Counter[str]) -> str:
     """The texts among the parts of a message, a line between them; what was spoken aloud is one in writing."""
     texts = []
     for part in parts:

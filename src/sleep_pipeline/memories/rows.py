@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sleep_pipeline.memories.bad_rows import SHOWN, BadRow, kind_of
+from sleep_pipeline.memories.bad_rows import BadRow, kind_of, shown
 from sleep_pipeline.memories.exports import chatgpt_messages, claude_messages, tally
 from sleep_pipeline.memories.records import Content, Message
 
@@ -115,7 +115,7 @@ def _nothing(row: Mapping[Any, Any]) -> str:
     empty = [name for name in (*COLUMNS, "mapping", "chat_messages") if name in row]
     if empty:
         return f'"{empty[0]}" is empty; delete the line or fill it in'
-    names = ", ".join(f'"{str(name)[:SHOWN]}"' for name in list(row)[:5]) or "nothing"
+    names = ", ".join(f'"{shown(name)}"' for name in list(row)[:5]) or "nothing"
     return (
         'the row has none of "text", "messages", "conversations", "question" with "answer", "prompt" with '
         '"completion", "instruction" with "output", and is no conversation as ChatGPT ("mapping") and Claude '
@@ -193,7 +193,7 @@ def _message(item: Any, name: str, number: int) -> Message | None:
     if isinstance(role, str) and role.lower() in _TOOLS:
         return None
     if not isinstance(role, str) or role.lower() not in roles:
-        raise BadRow(f"{where} has the unknown role {str(role)[:SHOWN]!r}; use one of {', '.join(roles)}")
+        raise BadRow(f"{where} has the unknown role {shown(role)!r}; use one of {', '.join(roles)}")
     wordless = any(item.get(key) for key in _INSTEAD)
     if isinstance(content, list):
         texts = [_part(part, where) for part in content]

@@ -20,7 +20,8 @@ _SAYS = rf"(?:\s*[*_\"'`]{{0,3}}\s*(?P<set>[:=])|\s+(?:is|was|ist|war|lautet){_N
 _OPEN = r"[ \t]*[*_]{0,3}[ \t]*[\"'`“„‘]?"
 # In code a name stands where people write the password.
 _NO_NAME = r"(?(set)(?!\w*(?:passwo?rd|passwd|passphrase|passcode|pwd|secret|credential)))"
-_ENDS = r"[\"'`*_”“’]{0,3}(?:[.!?,;)\]]+[\"'`”“’]?(?:\s|$)|\s*(?:\||$)"
+# Behind a quote it may be JSON that ends.
+_ENDS = r"[\"'`*_”“’]{0,3}(?:[.!?,;)\]]+[\"'`”“’]?[,;)\]}]*(?:\s|$)|(?<=[\"'`])[}\]]+,?(?:\s|$)|\s*(?:\||$)"
 
 _PASSWORD = re.compile(
     rf"\b{_NAMES}{_OF}{_SAYS}{_OPEN}{_NO_NAME}(?P<secret>[^\W_][\w@#$%&+-]{{2,63}})"
