@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 from sleep_pipeline.memories.records import Content
-from sleep_pipeline.memories.secret_forms import mask_forms
+from sleep_pipeline.memories.secret_forms import is_reference, mask_forms
 from sleep_pipeline.memories.settings import MaskSettings
 from sleep_pipeline.memories.told_secrets import mask_ssns, mask_told
 
@@ -250,7 +250,8 @@ def _secrets(line: str) -> Iterator[str]:
                     yield found
         for match in _TOLD.finditer(line):
             told = match[1].rstrip("\"'`.,;:!?)")
-            if len(told) >= 6 and _is_password(told):
+            # Words of prose are joined by the other signs.
+            if len(told) >= 6 and not is_reference(match[1]) and _is_password(told, r"\d!@#$%^&*+\\"):
                 yield told
     for match in _TOKEN.finditer(line):
         if _is_random(match[0], tools["entropy"]):
@@ -270,11 +271,11 @@ def _matches(detector: Any, line: str) -> Iterator[str]:
             yield (longest if len(longest) >= 6 else match[0]).strip(" \t=:\"'")
 
 
-def _is_password(found: str) -> bool:
-    """Whether it is one word with digits or signs among its letters: prose speaks of secrets, too."""
-    if re.search(r"\s", found) or _MASK.search(found) or len(found) < 4:
+def _is_password(found: str, signs: str = r"\d!@#$%^&*_+=/\\") -> bool:
+    """Whether it is one word with digits or signs among its letters: prose speaks of secrets, too, and so does code."""
+    if re.search(r"\s", found) or _MASK.search(found) or len(found) < 4 or is_reference(found):
         return False
-    return bool(re.search(r"[A-Za-z]", found)) and bool(re.search(r"[\d!@#$%^&*_+=/\\]", found.strip("!*_")))
+    return bool(re.search(r"[A-Za-z]", found)) and bool(re.search(f"[{signs}]", found.strip("!*_")))
 
 
 def _is_random(token: str, entropy: Callable[[str], float]) -> bool:
