@@ -27,9 +27,10 @@ _EMAIL = re.compile(
     rf"(?<!\w)\w(?:[\w.%+'-]|{_MARKS}){{0,63}}@(?:{_SIGN}(?:(?:{_SIGN}|-){{0,61}}{_SIGN})?\.)+"
     rf"(?:xn--[A-Za-z0-9-]{{2,59}}|(?:[^\W\d_]|{_MARKS}){{2,24}})(?!{_SIGN})"
 )
-_IBAN = re.compile(r"\b[A-Z]{2}\d{2}[A-Z0-9 ]{10,}[A-Z0-9]\b")
+_BLANK = " \u00a0\u2000-\u200a\u202f"
+_IBAN = re.compile(rf"\b[A-Z]{{2}}\d{{2}}[A-Z0-9{_BLANK}-]{{10,}}[A-Z0-9]\b", re.I)
 _IBAN_FORM = re.compile(r"[A-Z]{2}\d{2}[A-Z0-9]{11,30}")
-_CARD = re.compile(r"(?<![\w.,-])\d[\d -]{11,}\d(?![\w-])")
+_CARD = re.compile(rf"(?:(?<![\w.,-])|(?<=[A-Za-z]\.))\d[\d{_BLANK}-]{{11,}}\d(?![\w-])")
 _GROUPS = 12  # as many as the longest IBAN has, and some
 # Leading digits and lengths of the card networks; Luhn's sum alone lets every tenth number through.
 _NETWORKS = re.compile(
@@ -43,20 +44,25 @@ _FILES = re.compile(
     rf"|(?P<defined>^[ ]{{0,3}}\[[^\[\]\n]{{1,99}}\]:[ ]*<?{_FILE}>?[^\n]{{0,200}}$)|{_FILE}",
     re.M,
 )
+# Of one that is cut off, or only spoken of, the lines that are in base 64 as far as they follow.
 _PRIVATE_KEY = re.compile(
-    r"-----BEGIN [A-Z ]*PRIVATE KEY[A-Z ]*-----.*?(?:-----END [A-Z ]*PRIVATE KEY[A-Z ]*-----|\Z)", re.S
+    r"-----BEGIN [A-Z ]*PRIVATE KEY[A-Z ]*-----"
+    r"(?:(?:(?!-----BEGIN).)*?-----END [A-Z ]*PRIVATE KEY[A-Z ]*-----"
+    r"|(?:(?:\s|\\n)*+(?:(?:Proc-Type|DEK-Info|Version|Comment):[^\n\\]*|[A-Za-z0-9+/=:,-]{16,}(?![^\s\\])))*)",
+    re.S,
 )
 _KEYWORD = re.compile(r"key|pass|pwd|pw|kennwort|secret|contrase", re.I)
 # How people write it to each other; detect-secrets knows how programs do.
 _TOLD = re.compile(
     r"\b(?:password|passwd|passphrase|passcode|pwd|pass|pw|passwort|kennwort"
     r"|api[ _-]?key|access[ _-]?token|secret[ _-]?key)\b"
-    r"[*_\"'`]{0,3}\s*(?:(?:is|was|ist|lautet)\s*:?|[=:]|[-\u2013\u2014\u2192]\s)[*_]{0,3}\s*[\"'`]?(\S{6,})",
+    r"[*_\"'`]{0,3}\s*(?:(?:is|was|ist|lautet)\s*[:：]?|[=:：]|[-\u2013\u2014\u2192]\s)[*_]{0,3}\s*[\"'`]?(\S{6,})",
     re.I,
 )
 _TOKEN = re.compile(r"(?<![\w/+=.-])[A-Za-z0-9_+/-]{24,200}={0,2}(?![\w/+])")
 # Lines, and portions of long ones: some detectors take time that grows with the square of a line's length.
-_PORTION = re.compile(r"(?=[\s\S])[^\n]{0,4000}\S{0,4000}\n?")
+# A portion ends with a sentence where one ends soon, since a clause tells a password from other words.
+_PORTION = re.compile(r"(?=[\s\S])[^\n]{0,4000}(?:[^\n.!?]{0,400}[.!?](?=\s)|\S{0,4000})\n?")
 _MASK = re.compile(r"\[[A-Z]+\]")
 _BLANKS = re.compile(r"[^\S\n]{2,}")
 _NEAR = 48
@@ -150,7 +156,7 @@ def _mask_groups(
 
     def put(match: re.Match[str]) -> str:
         found = match[0]
-        groups = [group.span() for group in re.finditer(r"[A-Z0-9]+", found)]
+        groups = [group.span() for group in re.finditer(r"[A-Za-z0-9]+", found)]
         told, done, at = [], 0, 0
         while at < len(groups):
             ends = range(min(len(groups), at + _GROUPS), at, -1)
@@ -166,10 +172,12 @@ def _mask_groups(
 
 
 def _is_iban(found: str) -> bool:
+    compact = re.sub(r"[\s-]", "", found).upper()
+    if not _IBAN_FORM.fullmatch(compact):
+        return False
     from stdnum import iban
 
-    compact = found.replace(" ", "")
-    return bool(_IBAN_FORM.fullmatch(compact)) and bool(iban.is_valid(compact))
+    return bool(iban.is_valid(compact))
 
 
 def _is_card(found: str) -> bool:

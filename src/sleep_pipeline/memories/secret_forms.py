@@ -33,7 +33,7 @@ _ISSUED = re.compile(
     )""",
     re.X,
 )
-_GIVEN = r"\\?[\"']?\s*(?::=|=>|[:=])\s*\\?[\"'`]?"
+_GIVEN = r"\\?[\"']?\s*(?::=|=>|[:=：])\s*\\?[\"'`]?"
 _CODE = r"(?P<secret>[\w.~+/=-]{15,}[\w~+/=-])"
 _AUTHORIZED = re.compile(
     rf"\bauthorization{_GIVEN}(?:bearer|token|oauth|api-?key|bot|jwt|negotiate)\s+{_CODE}", re.I | re.A
@@ -68,7 +68,7 @@ _FIELD = re.compile(
 )
 # A line that sets a password and says nothing else, as in settings and environments.
 _SETTING = re.compile(
-    rf"^[ \t]*(?:export[ \t]+|-[ \t]+)?[\w.-]{{0,40}}{_PASSWORDS}[\w.-]{{0,20}}(?:[ \t]*=[ \t]*|:[ \t]+)"
+    rf"^[ \t]*(?:export[ \t]+|-[ \t]+)?[\w.-]{{0,40}}{_PASSWORDS}[\w.-]{{0,20}}(?:[ \t]*[=：][ \t]*|:[ \t]+)"
     r"[\"']?(?P<secret>[^\s\"'<>$]{3,200})[\"']?[ \t]*$",
     re.I | re.M,
 )

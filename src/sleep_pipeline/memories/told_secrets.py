@@ -16,7 +16,7 @@ from collections.abc import Callable
 _NAMES = r"(?:passwo?rd|passwd|pass[ -]?phrase|pass[ -]?code|pwd|pw|passwort|kennwort)"
 _OF = r"(?:\s+(?:for|of|to|on|für|von|zum|zur)(?:\s+[\w'’-]+(?:[@.][\w-]+)*){1,4}?)?"
 _NOW = r"(?:\s+(?:now|still|just|simply|again|jetzt))?"
-_SAYS = rf"(?:\s*[*_\"'`]{{0,3}}\s*(?P<set>[:=])|\s+(?:is|was|ist|war|lautet){_NOW}\s*:?)"
+_SAYS = rf"(?:\s*[*_\"'`]{{0,3}}\s*(?P<set>[:=：])|\s+(?:is|was|ist|war|lautet){_NOW}\s*[:：]?)"
 _OPEN = r"[ \t]*[*_]{0,3}[ \t]*[\"'`“„‘]?"
 # In code a name stands where people write the password.
 _NO_NAME = r"(?(set)(?!\w*(?:passwo?rd|passwd|passphrase|passcode|pwd|secret|credential)))"
@@ -67,7 +67,7 @@ _BETWEEN = frozenset(
 
 _SSN_NAMES = (
     r"(?:SSN|ITIN|social[ -]security[ -](?:number|no\.?|num\.?|nr\.?|#)"
-    r"|social[ -]security(?:[ ]card)?(?=\s*[:#=]|\s+is\b))"
+    r"|social[ -]security(?:[ ]card)?(?=\s*[:：#=]|\s+is\b))"
 )
 _SSN_TOLD = re.compile(
     rf"\b{_SSN_NAMES}s?[^\d\n]{{0,24}}(?<![\w.-])(?P<secret>\d{{3}}([ -]?)\d{{2}}\2\d{{4}})(?![\w-]|[.,]\d)", re.I
