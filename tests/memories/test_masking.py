@@ -24,6 +24,7 @@ JWT = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNry
     ("text", "masked"),
     [
         ("write to anna.b+x@example.co.uk today", "write to [EMAIL] today"),
+        ("digit@2x.example, dgit@a.example, a@b.service.example", "[EMAIL], [EMAIL], [EMAIL]"),
         ("call +49 30 901820 now", "call [PHONE] now"),
         ("call (212) 736-5000 or 212-736-5000", "call [PHONE] or [PHONE]"),
         ("call 020 7946 0018", "call [PHONE]"),
@@ -96,6 +97,7 @@ def test_what_identifies_people_or_opens_doors_is_masked(text: str, masked: str)
         "Meet at 12:30 on 2024-11-05, room 480, order 2127365000, version 10.0.19041.1.",
         "ISBN 978-3-16-148410-0 and the number 1234 5678 9012 3456 are no cards.",
         "Commit 9fceb02d0ae598e95dc970b74767f19372d61af8 in /usr/lib/python3/dist-packages/Foo1Bar2Baz3Qux4.py",
+        "git clone git@github.com:org/repo.git, logo@2x.png, icon@1.5x.jpg; systemctl status getty@tty1.service.",
         "He lives @home and writes C++ @ night; see section 4.2.1.",
         "0.4111111111111111 and 4111\t1111\t1111\t1111 and 1.4111 1111 1111 1111 are no cards.",
         "be68 boats and de89 more boats met at 4000 and 5320 and 1300 in 2024",

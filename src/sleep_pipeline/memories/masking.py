@@ -23,8 +23,10 @@ from sleep_pipeline.memories.told_secrets import mask_ssns, mask_told
 # Letters and digits of any script, with the vowel signs and accents that are characters of their own.
 _MARKS = r"[\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0900-\u0963\u0971-\u0dff\u0e31-\u0e4e\u200c\u200d]"
 _SIGN = rf"(?:[^\W_]|{_MARKS})"
+# The user of a repository, pictures for fine screens and units of systemd are no mailboxes.
+_NO_DOMAIN = r"(?:\d(?:\.\d)?x\.(?:png|jpe?g|gif|webp|svg|pdf)|[\w.:-]*\.(?:service|socket|timer))(?![.-]?\w)"
 _EMAIL = re.compile(
-    rf"(?<!\w)\w(?:[\w.%+'-]|{_MARKS}){{0,63}}@(?:{_SIGN}(?:(?:{_SIGN}|-){{0,61}}{_SIGN})?\.)+"
+    rf"(?<!\w)(?!git@)\w(?:[\w.%+'-]|{_MARKS}){{0,63}}@(?!{_NO_DOMAIN})(?:{_SIGN}(?:(?:{_SIGN}|-){{0,61}}{_SIGN})?\.)+"
     rf"(?:xn--[A-Za-z0-9-]{{2,59}}|(?:[^\W\d_]|{_MARKS}){{2,24}})(?!{_SIGN})"
 )
 _BLANK = " \u00a0\u2000-\u200a\u202f"
