@@ -5,7 +5,8 @@ a colon or an equals sign, the next word is one if the clause ends with it, or c
 `for` or `please`; but not if it is one of the words that say how a password is, where, or what to do about it: those of
 a list, and participles and adjectives by their endings. "The wifi password is sunflower" tells one; "the password is
 wrong", "is required" and "is on the door" do not. So a password such as "wrong" stays, and "the password is history" is
-masked. Only a passphrase has several words, and names of variables and types in code are none.
+masked. Only a passphrase has several words, and names of variables and types in code are none. Six digits behind "PIN
+code" are an Indian address unless `is` or `was` stands between them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable
 _NAMES = r"(?:passwo?rd|passwd|pass[ -]?phrase|pass[ -]?code|pwd|pw|passwort|kennwort)"
 _OF = r"(?:\s+(?:for|of|to|on|für|von|zum|zur)(?:\s+[\w'’-]+(?:[@.][\w-]+)*){1,4}?)?"
 _NOW = r"(?:\s+(?:now|still|just|simply|again|jetzt))?"
-_SAYS = rf"(?:\s*[*_\"'`]{{0,3}}\s*(?P<set>[:=：])|\s+(?:is|was|ist|war|lautet){_NOW}\s*[:：]?)"
+_SAYS = rf"(?:\s*[*_\"'`]{{0,3}}\s*(?P<set>[:=：])|\s+(?P<is>is|was|ist|war|lautet){_NOW}\s*[:：]?)"
 _OPEN = r"[ \t]*[*_]{0,3}[ \t]*[\"'`“„‘]?"
 # In code a name stands where people write the password.
 _NO_NAME = r"(?(set)(?!\w*(?:passwo?rd|passwd|passphrase|passcode|pwd|secret|credential)))"
@@ -33,8 +34,8 @@ _PHRASE = re.compile(
     re.I | re.M,
 )
 _PIN = re.compile(
-    rf"\bpin(?:[ -]?(?:code|number|no\.?|nummer))?{_OF}(?:{_SAYS}|(?<=code)|(?<=number)){_OPEN}"
-    r"(?P<secret>\d{4,8})(?![\w-]|[.,:/]\d)",
+    rf"\bpin(?:(?P<code>[ -]?code)|[ -]?(?:number|no\.?|nummer))?{_OF}(?:{_SAYS}|(?<=code)|(?<=number)){_OPEN}"
+    r"(?(code)(?(is)|(?![1-9]\d{5}(?!\d))))(?P<secret>\d{4,8})(?![\w-]|[.,:/]\d)",
     re.I,
 )
 # Of the words that say something about a password. Endings stand for the many participles and adjectives.
