@@ -2,7 +2,8 @@
 
 import pytest
 
-from sleep_pipeline.memories.masking import Masked, mask
+from sleep_pipeline.memories.masking import Masked, mask, mask_content
+from sleep_pipeline.memories.records import Content
 from sleep_pipeline.memories.settings import MaskSettings
 
 ALL = MaskSettings()
@@ -39,6 +40,12 @@ ALL = MaskSettings()
         ("pin number: 482104", "pin number: [SECRET]"),
         ("The PIN for the card is 4821, I think.", "The PIN for the card is [SECRET], I think."),
         ("the passcode is 4821 or 2114", "the passcode is [SECRET] or 2114"),
+        ("| Password | hunter22 |", "| Password | [SECRET] |"),
+        ("| **Wifi password** | `hunter22`   |", "| **Wifi password** | `[SECRET]`   |"),
+        ("| PIN | 4821 |", "| PIN | [SECRET] |"),
+        ("Password:\nS3cret!pw9\nMira", "Password:\n[SECRET]\nMira"),
+        ("**Password:**\n\n`S3cret!pw9`", "**Password:**\n\n`[SECRET]`"),
+        ("PIN:\n4821", "PIN:\n[SECRET]"),
         ("SSN is 123-45-6789", "SSN is [SSN]"),
         ("SSN: 987-65-4321", "SSN: [SSN]"),
         ("her social security number is 123 45 6789.", "her social security number is [SSN]."),
@@ -72,6 +79,10 @@ def test_what_people_tell_is_masked_and_counted(text: str, masked: str) -> None:
         "login({user: user, password: hash})",
         "# Password:\nWelcome",
         "password: <your password>",
+        "| User | Password | Role |\n| --- | --- | --- |",
+        "| password | varchar(255) | not null |\n| password | 8 to 64 characters |\n| Pin | 4821 kB |",
+        "Password:\nhttps://host.example/reset2\nPassword:\nSection 12",
+        "PIN:\n2024 was a good year.",
         "def login(self, user: str, password: str, passphrase: str | None = None) -> bool:",
         "    login(user, password=password, passphrase=passphrase)  # password: Password for the login",
         "What is the password? Is the password sunflower?",
@@ -90,6 +101,47 @@ def test_what_only_speaks_of_such_things_stays(text: str) -> None:
     assert mask(text, ALL) == Masked(text, {})
 
 
+@pytest.mark.parametrize(
+    ("question", "answer", "masked"),
+    [
+        ("What is my PIN?", "4821", "[SECRET]"),
+        ("What is my PIN code?", "It's 4821, I think.", "It's [SECRET], I think."),
+        ("What is the wifi password?", "sunflower42", "[SECRET]"),
+        ("what's the password for the guest wifi again?", "It is Sunflower.", "It is [SECRET]."),
+        ("Tell me the password, please.", "Sure, that's S3cret!pw9. Keep it.", "Sure, that's [SECRET]. Keep it."),
+        ("What is the passphrase?", "correct horse battery staple", "[SECRET]"),
+        ("Which passcode?", "4821, or ask.", "[SECRET], or ask."),
+        ("What is the wifi password?", "Ask at the desk.", None),
+        ("What is the wifi password?", "Unfortunately, I do not know.", None),
+        ("What is the wifi password?", "Unknown.", None),
+        ("When did I change my PIN?", "In March 2024.", None),
+        ("What is my PIN?", "In March 2024 it was changed.", None),
+        ("Did you change the password?", "Yesterday.", None),
+        ("What is a password manager?", "Software.", None),
+        ("What is a password?", "Something.", None),
+        ("Which pin broke?", "1024", None),
+    ],
+)
+def test_what_is_asked_for_is_masked_in_the_reply(question: str, answer: str, masked: str | None) -> None:
+    content, counts = mask_content(Content("qa", question=question, answer=answer), ALL)
+    assert (content.question, content.answer) == (question, masked or answer)
+    assert counts == ({"secret": 1} if masked else {})
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    chat, _ = mask_content(Content("chat", messages=(*turns, *turns)), ALL)
+    assert [turn["content"] for turn in chat.messages] == [question, masked or answer] * 2
+    assert mask_content(chat, ALL) == (chat, {})
+    off = MaskSettings(secrets=False)
+    assert mask_content(Content("qa", question=question, answer=answer), off)[0].answer == answer
+
+
 def test_no_rule_takes_long_over_a_long_line() -> None:
-    for part in ("password for ", "password is ", "passphrase is a b c d ", "pin code for the ", "SSN ", "123-45-"):
+    for part in (
+        "password for ",
+        "password is ",
+        "passphrase is a b c d ",
+        "pin code for the ",
+        "SSN ",
+        "123-45-",
+        "what is ",
+    ):
         mask(part * 4000, ALL)

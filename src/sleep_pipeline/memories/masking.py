@@ -18,7 +18,7 @@ from typing import Any
 from sleep_pipeline.memories.records import Content
 from sleep_pipeline.memories.secret_forms import is_reference, mask_forms
 from sleep_pipeline.memories.settings import MaskSettings
-from sleep_pipeline.memories.told_secrets import mask_ssns, mask_told
+from sleep_pipeline.memories.told_secrets import asked_for, mask_ssns, mask_told, put_mark
 
 # Letters and digits of any script, with the vowel signs and accents that are characters of their own.
 _MARKS = r"[\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0900-\u0963\u0971-\u0dff\u0e31-\u0e4e\u200c\u200d]"
@@ -55,10 +55,24 @@ _PRIVATE_KEY = re.compile(
 )
 _KEYWORD = re.compile(r"key|pass|pwd|pw|kennwort|secret|contrase", re.I)
 # How people write it to each other; detect-secrets knows how programs do.
-_TOLD = re.compile(
+_NAMES = (
     r"\b(?:password|passwd|passphrase|passcode|pwd|pass|pw|passwort|kennwort"
     r"|api[ _-]?key|access[ _-]?token|secret[ _-]?key)\b"
-    r"[*_\"'`]{0,3}\s*(?:(?:is|was|ist|lautet)\s*[:：]?|[=:：]|[-\u2013\u2014\u2192]\s)[*_]{0,3}\s*[\"'`]?(\S{6,})",
+)
+_TOLD = re.compile(
+    _NAMES
+    + r"[*_\"'`]{0,3}\s*(?:(?:is|was|ist|lautet)\s*[:：]?|[=:：]|[-\u2013\u2014\u2192]\s)[*_]{0,3}\s*[\"'`]?(\S{6,})",
+    re.I,
+)
+_CELL = re.compile(_NAMES + r"[*_`]{0,3}\s*\|\s*[*_\"'`]{0,3}([^\s|()]{6,64}?)[*_\"'`]{0,3}\s*(?:\||$)", re.I)
+# A line that names a secret, and the next one, which is that alone.
+_BELOW = r"[*_\"'`]{0,3}[ \t]*[:：][*_]{0,3}[ \t]*\n(?:[ \t]*\n)?[ \t>]*[*_\"'`]{0,3}"
+_ALONE = r"[*_\"'`]{0,3}[ \t]*$"
+_BELOW_NAME = re.compile(rf"{_NAMES}{_BELOW}(?P<secret>\S{{6,64}}?){_ALONE}", re.I | re.M)
+_BELOW_PIN = re.compile(rf"\bpin(?:[ -]?number)?{_BELOW}(?P<secret>\d{{4,8}}){_ALONE}", re.I | re.M)
+_LEAD = re.compile(
+    r"\s*(?:(?:it|that|this|es|das)(?:['’]s|\s+(?:is|was|ist|war))\s*:?\s+"
+    r"|(?:sure|yes|yeah|ok(?:ay)?|of course|ja|klar)[,.!:]\s+){0,3}",
     re.I,
 )
 _TOKEN = re.compile(r"(?<![\w/+=.-])[A-Za-z0-9_+/-]{24,200}={0,2}(?![\w/+])")
@@ -100,6 +114,9 @@ def mask(text: str, settings: MaskSettings) -> Masked:
         counts.update({"file": found} if found else {})
     if settings.secrets:
         text = _mask_every(text, "secret", _PRIVATE_KEY, counts)
+        for pattern, is_one in ((_BELOW_NAME, _is_told), (_BELOW_PIN, str.isdigit)):
+            text, found = put_mark(text, pattern, is_one, "[SECRET]")
+            counts.update({"secret": found} if found else {})
         text = "".join(_mask_secrets(part, counts) for part in _PORTION.findall(text))
     if settings.emails and "@" in text:
         text = _mask_every(text, "email", _EMAIL, counts)
@@ -116,23 +133,33 @@ def mask(text: str, settings: MaskSettings) -> Masked:
 
 
 def mask_content(content: Content, settings: MaskSettings) -> tuple[Content, dict[str, int]]:
-    """A memory's content with every text in it masked, and how many of what were."""
+    """A memory's content with every text in it masked, and how many of what were.
+
+    What is asked for in a question or a turn is no less of a secret in the reply, which need not name it.
+    """
     counts: Counter[str] = Counter()
 
-    def masked(text: str | None) -> str | None:
+    def masked(text: str | None, before: str | None = None) -> str | None:
         if text is None:
             return None
+        if settings.secrets and before and (name := asked_for(before)):
+            text, replied = _mask_reply(text, name)
+            counts.update({"secret": replied} if replied else {})
         found = mask(text, settings)
         counts.update(found.counts)
         return found.text
 
-    messages = tuple({**message, "content": masked(message["content"]) or ""} for message in content.messages)
+    said = [message["content"] for message in content.messages]
+    messages = tuple(
+        {**message, "content": masked(message["content"], before) or ""}
+        for message, before in zip(content.messages, ["", *said], strict=False)
+    )
     content = replace(
         content,
         messages=messages,
         text=masked(content.text),
         question=masked(content.question),
-        answer=masked(content.answer),
+        answer=masked(content.answer, content.question),
         label=masked(content.label),
     )
     return content, dict(sorted(counts.items()))
@@ -142,6 +169,19 @@ def _without_file(match: re.Match[str]) -> str:
     if match["defined"] is not None:
         return ""
     return match["shown"] or "[FILE]"
+
+
+def _mask_reply(text: str, name: str) -> tuple[str, int]:
+    """A reply to one who asks for a secret by its name, masked as what follows that name would be."""
+    lead = _LEAD.match(text)
+    rest = text[lead.end() :] if lead else text
+    line, found = f"{name}: {rest}", 0
+    # A reply of several clauses begins with other words.
+    if name == "PIN" or rest[:1].isdigit() or not re.search(r"[,;:.!?]\s+\S", rest):
+        line, found = mask_told(line)
+    if (told := _TOLD.match(line)) and _is_told(told[1]):
+        line, found = line.replace(_word(told[1]), "[SECRET]", 1), 1
+    return text[: len(text) - len(rest)] + line[len(name) + 2 :], found
 
 
 def _mask_every(text: str, kind: str, pattern: re.Pattern[str], counts: Counter[str]) -> str:
@@ -258,11 +298,8 @@ def _secrets(line: str) -> Iterator[str]:
             for found in tools["keyword"].analyze_string(line, **arguments):
                 if _is_password(found):
                     yield found
-        for match in _TOLD.finditer(line):
-            told = match[1].rstrip("\"'`.,;:!?)")
-            # Words of prose are joined by the other signs.
-            if len(told) >= 6 and not is_reference(match[1]) and _is_password(told, r"\d!@#$%^&*+\\"):
-                yield told
+        for pattern in (_TOLD, _CELL):
+            yield from (_word(match[1]) for match in pattern.finditer(line) if _is_told(match[1]))
     for match in _TOKEN.finditer(line):
         if _is_random(match[0], tools["entropy"]):
             yield match[0]
@@ -279,6 +316,15 @@ def _matches(detector: Any, line: str) -> Iterator[str]:
         for match in pattern.finditer(line):
             longest = max((group for group in match.groups() if group), key=len, default="")
             yield (longest if len(longest) >= 6 else match[0]).strip(" \t=:\"'")
+
+
+def _is_told(found: str) -> bool:
+    # Words of prose are joined by the other signs.
+    return len(_word(found)) >= 6 and not is_reference(found) and _is_password(_word(found), r"\d!@#$%^&*+\\")
+
+
+def _word(found: str) -> str:
+    return found.rstrip("\"'`.,;:!?)")
 
 
 def _is_password(found: str, signs: str = r"\d!@#$%^&*_+=/\\") -> bool:
