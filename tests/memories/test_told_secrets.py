@@ -82,6 +82,7 @@ def test_what_people_tell_is_masked_and_counted(text: str, masked: str) -> None:
         "| User | Password | Role |\n| --- | --- | --- |",
         "| password | varchar(255) | not null |\n| password | 8 to 64 characters |\n| Pin | 4821 kB |",
         "Password:\nhttps://host.example/reset2\nPassword:\nSection 12",
+        "| test_a | pass | 12.3ms |\nThese pass:\ntest_12",
         "PIN:\n2024 was a good year.",
         "def login(self, user: str, password: str, passphrase: str | None = None) -> bool:",
         "    login(user, password=password, passphrase=passphrase)  # password: Password for the login",

@@ -64,11 +64,13 @@ _TOLD = re.compile(
     + r"[*_\"'`]{0,3}\s*(?:(?:is|was|ist|lautet)\s*[:：]?|[=:：]|[-\u2013\u2014\u2192]\s)[*_]{0,3}\s*[\"'`]?(\S{6,})",
     re.I,
 )
-_CELL = re.compile(_NAMES + r"[*_`]{0,3}\s*\|\s*[*_\"'`]{0,3}([^\s|()]{6,64}?)[*_\"'`]{0,3}\s*(?:\||$)", re.I)
+# Tests pass, too.
+_NAMES_ALONE = rf"{_NAMES}(?<!\bpass)"
+_CELL = re.compile(_NAMES_ALONE + r"[*_`]{0,3}\s*\|\s*[*_\"'`]{0,3}([^\s|()]{6,64}?)[*_\"'`]{0,3}\s*(?:\||$)", re.I)
 # A line that names a secret, and the next one, which is that alone.
 _BELOW = r"[*_\"'`]{0,3}[ \t]*[:：][*_]{0,3}[ \t]*\n(?:[ \t]*\n)?[ \t>]*[*_\"'`]{0,3}"
 _ALONE = r"[*_\"'`]{0,3}[ \t]*$"
-_BELOW_NAME = re.compile(rf"{_NAMES}{_BELOW}(?P<secret>\S{{6,64}}?){_ALONE}", re.I | re.M)
+_BELOW_NAME = re.compile(rf"{_NAMES_ALONE}{_BELOW}(?P<secret>\S{{6,64}}?){_ALONE}", re.I | re.M)
 _BELOW_PIN = re.compile(rf"\bpin(?:[ -]?number)?{_BELOW}(?P<secret>\d{{4,8}}){_ALONE}", re.I | re.M)
 _LEAD = re.compile(
     r"\s*(?:(?:it|that|this|es|das)(?:['’]s|\s+(?:is|was|ist|war))\s*:?\s+"
