@@ -52,6 +52,7 @@ _UNSPOKEN = re.compile(r"(?:\w+_)?call(?:_output)?|reasoning|item_reference")
 _INSTEAD = ("tool_calls", "function_call", "refusal", "audio")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _EMPTY: tuple[Any, ...] = (None, "", [])
+_SECONDS = re.compile(r"\d{9,18}(?:\.\d+)?", re.A)
 _MILLISECONDS = 1e11  # epoch seconds reach this number in the year 5138
 
 
@@ -235,14 +236,17 @@ def _time(row: Mapping[Any, Any], names: Sequence[str]) -> tuple[str | None, tup
 def utc(value: str | float | datetime.datetime) -> str:
     """A moment as ISO 8601 in UTC, to the second: text in ISO 8601 (without zone: UTC), or seconds since 1970.
 
+    Very many seconds are milliseconds. Tables have numbers as text: nine digits and more, for 20240506 is a date.
+
     Raises:
         ValueError, OverflowError, OSError, TypeError: it is no moment.
     """
     if isinstance(value, bool):
         raise TypeError(f"{value} is no moment")
     if isinstance(value, str):
-        value = datetime.datetime.fromisoformat(value.strip())
-    elif isinstance(value, int | float):
+        text = value.strip()
+        value = float(text) if _SECONDS.fullmatch(text) else datetime.datetime.fromisoformat(text)
+    if isinstance(value, int | float):
         if not math.isfinite(value):
             raise ValueError(f"{value} is no moment")
         seconds = value / 1000 if abs(value) >= _MILLISECONDS else value
