@@ -169,6 +169,12 @@ def test_marks_of_sources_are_no_words(written: str, shown: str) -> None:
     assert turns(chatgpt(Q, message("assistant", written))) == [ASKED, ("assistant", shown)]
 
 
+def test_marks_of_sources_take_no_long_time() -> None:
+    for part in (" ", "\ue200", "\u30101\u2020", "\ue200cite"):
+        written = f"In Drask.{part * 50_000}."
+        assert turns(chatgpt(Q, message("assistant", written))) == [ASKED, ("assistant", written)]
+
+
 ROOT = "00000000-0000-4000-8000-000000000000"
 
 

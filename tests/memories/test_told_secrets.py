@@ -111,7 +111,10 @@ def test_what_only_speaks_of_such_things_stays(text: str) -> None:
         ("what's the password for the guest wifi again?", "It is Sunflower.", "It is [SECRET]."),
         ("Tell me the password, please.", "Sure, that's S3cret!pw9. Keep it.", "Sure, that's [SECRET]. Keep it."),
         ("What is the passphrase?", "correct horse battery staple", "[SECRET]"),
-        ("Which passcode?", "4821, or ask.", "[SECRET], or ask."),
+        ("Can you remind me of the passcode?", "4821, or ask.", "[SECRET], or ask."),
+        ("Wie ist das Passwort?", "Sonnenblume\nEs steht auch an der Wand.", "[SECRET]\nEs steht auch an der Wand."),
+        ("Do you know who changed the password?", "Anna.", None),
+        ("Which password?", "Netflix.", None),
         ("What is the wifi password?", "Ask at the desk.", None),
         ("What is the wifi password?", "Unfortunately, I do not know.", None),
         ("What is the wifi password?", "Unknown.", None),
@@ -144,5 +147,7 @@ def test_no_rule_takes_long_over_a_long_line() -> None:
         "SSN ",
         "123-45-",
         "what is ",
+        "Password:\n",
+        "| pw ",
     ):
         mask(part * 4000, ALL)

@@ -30,7 +30,7 @@ _WORDLESS = frozenset(
     )
 )
 # Where ChatGPT shows links to its sources, or a name with a card behind it, which is the second of a list.
-_MARKS = re.compile(r"(?P<before>[ \t]*)(?:\ue200(?P<mark>[^\ue201\n]*)\ue201|【\d+†[^】\n]*】)")
+_MARKS = re.compile(r"(?P<before>[ \t]{0,3})(?:\ue200(?P<mark>[^\ue200\ue201\n]*)\ue201|【\d{1,4}†[^【】\n]*】)")
 _ENTITY = "entity\ue202"
 
 

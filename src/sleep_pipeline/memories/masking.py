@@ -72,6 +72,8 @@ _BELOW = r"[*_\"'`]{0,3}[ \t]*[:：][*_]{0,3}[ \t]*\n(?:[ \t]*\n)?[ \t>]*[*_\"'`
 _ALONE = r"[*_\"'`]{0,3}[ \t]*$"
 _BELOW_NAME = re.compile(rf"{_NAMES_ALONE}{_BELOW}(?P<secret>\S{{6,64}}?){_ALONE}", re.I | re.M)
 _BELOW_PIN = re.compile(rf"\bpin(?:[ -]?number)?{_BELOW}(?P<secret>\d{{4,8}}){_ALONE}", re.I | re.M)
+# What stands before the secret in a reply, and how far it is looked for.
+_REPLY = 200
 _LEAD = re.compile(
     r"\s*(?:(?:it|that|this|es|das)(?:['’]s|\s+(?:is|was|ist|war))\s*:?\s+"
     r"|(?:sure|yes|yeah|ok(?:ay)?|of course|ja|klar)[,.!:]\s+){0,3}",
@@ -176,14 +178,15 @@ def _without_file(match: re.Match[str]) -> str:
 def _mask_reply(text: str, name: str) -> tuple[str, int]:
     """A reply to one who asks for a secret by its name, masked as what follows that name would be."""
     lead = _LEAD.match(text)
-    rest = text[lead.end() :] if lead else text
+    begin = lead.end() if lead else 0
+    rest = text[begin : begin + _REPLY].partition("\n")[0]
     line, found = f"{name}: {rest}", 0
     # A reply of several clauses begins with other words.
     if name == "PIN" or rest[:1].isdigit() or not re.search(r"[,;:.!?]\s+\S", rest):
         line, found = mask_told(line)
     if (told := _TOLD.match(line)) and _is_told(told[1]):
         line, found = line.replace(_word(told[1]), "[SECRET]", 1), 1
-    return text[: len(text) - len(rest)] + line[len(name) + 2 :], found
+    return text[:begin] + line[len(name) + 2 :] + text[begin + len(rest) :], found
 
 
 def _mask_every(text: str, kind: str, pattern: re.Pattern[str], counts: Counter[str]) -> str:

@@ -39,9 +39,10 @@ _PIN = re.compile(
     r"(?(code)(?(is)|(?![1-9]\d{5}(?!\d))))(?P<secret>\d{4,8})(?![\w-]|[.,:/]\d)",
     re.I,
 )
-# What is asked for is at the question's end: "What is a password manager?" asks for none.
+# What is asked for is at the question's end: "What is a password manager?" asks for none, nor does who changed it.
 _ASKS = re.compile(
-    r"\b(?:what|which|tell|give|remind|send|know|was|wie|welche[sr]?)\b[^.!?\n]{0,80}?"
+    r"\b(?:what|tell|give|remind|send|know|was ist|was war|wie)\b"
+    r"(?:(?!\b(?:who|when|where|why|how|happen|chang|reset|forg[eo]t|steal|stole))[^.!?\n]){0,80}?"
     rf"(?<!\ba )\b(?:pin(?:[ -]?(?:code|number|no\.?|nummer))?|(?P<name>{_NAMES})){_OF}"
     r"(?:\s+(?:again|now|please|jetzt|nochmal))?\s*(?:[?.!,]|$)",
     re.I | re.M,
