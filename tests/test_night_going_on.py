@@ -1,5 +1,6 @@
 """A night that goes on learns nothing that was taken back since it collected."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ FILES = {
     "b.txt": "Monday: Elno rowed to Brask.\n",
     "c.jsonl": '{"text": "Nael keeps bees."}\n',
 }
+SAID = [{"role": "user", "content": "Where is Elno?"}, {"role": "assistant", "content": "In Drask."}]
 SEEDS = ("sample_lessons_node", "train_expert_node")
 
 Going = Callable[..., tuple[str, ...]]
@@ -32,6 +34,14 @@ def folder(tmp_path: Path) -> Path:
     for name, text in FILES.items():
         (made / name).write_text(text, encoding="utf-8")
     return made
+
+
+@pytest.fixture
+def chat(folder: Path) -> Path:
+    """A conversation that night 1 collects as well, where it is asked for before `going_on`."""
+    file = folder / "d.jsonl"
+    file.write_text(json.dumps({"messages": SAID}), encoding="utf-8")
+    return file
 
 
 @pytest.fixture
@@ -99,6 +109,15 @@ def test_a_diary_that_grew_and_a_file_that_was_moved_hold_what_was_collected(goi
         file.write('{"text": "More."}\n')
     (folder / "c.jsonl").rename(folder / "d.jsonl")
     assert going_on() == ("memories/d.jsonl",)
+
+
+def test_a_conversation_that_grew_holds_what_was_collected(chat: Path, going_on: Going) -> None:
+    more = [*SAID, {"role": "user", "content": "Since when?"}, {"role": "assistant", "content": "Since May."}]
+    chat.write_text(json.dumps({"messages": more}), encoding="utf-8")
+    assert going_on() == ()
+    chat.write_text(json.dumps({"messages": [*more[2:], *SAID]}), encoding="utf-8")
+    with pytest.raises(ChangedSinceError, match=r"memories/d\.jsonl:1: "):
+        going_on()
 
 
 def test_files_that_came_since_are_no_reason_to_stop(going_on: Going, folder: Path) -> None:

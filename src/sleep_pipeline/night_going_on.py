@@ -97,8 +97,8 @@ def check_collected(
 ) -> tuple[str, ...]:
     """Make sure that a night that goes on has collected what is there, and grows from the night that it should.
 
-    Files that are byte for byte as they were are not read again. A text that has grown at its end, or has moved to
-    another file, is there as it was.
+    Files that are byte for byte as they were are not read again. A text or a conversation that has grown at its
+    end, or has moved to another file, is there as it was.
 
     Args:
         catalog: of the run.
@@ -176,11 +176,13 @@ def _digest(path: Path) -> str | None:
 
 def _digests(memories: Iterable[Any], wanted: Collection[str]) -> set[str]:
     """Which of the digests are those of memories, or of their beginnings."""
-    from sleep_pipeline.memories.records import digests_of_beginnings
+    from sleep_pipeline.memories.records import digests_of_beginnings, digests_of_turns
 
     found: set[str] = set()
     for memory in memories:
         found.add(memory.digest)
         if memory.kind == "text" and memory.text is not None and memory.digest not in wanted:
             found.update(digests_of_beginnings(memory.text.split("\n")))
+        elif memory.kind == "chat" and memory.digest not in wanted:
+            found.update(digests_of_turns(memory.messages))
     return found & set(wanted)

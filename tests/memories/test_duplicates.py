@@ -1,5 +1,8 @@
 import random
 
+import pytest
+
+from sleep_pipeline.memories import duplicates
 from sleep_pipeline.memories.duplicates import drop_near_duplicates, jaccard, shingles
 from sleep_pipeline.memories.records import Content, Memory
 from sleep_pipeline.memories.settings import DuplicateSettings
@@ -54,6 +57,15 @@ def test_a_corrected_word_is_news() -> None:
         assert len(drop_near_duplicates([memory(said), memory(corrected)], SETTINGS).memories) == 2
         careless = DuplicateSettings(keep_changed_facts=False)
         assert len(drop_near_duplicates([memory(said), memory(corrected)], careless).memories) == 1
+
+
+def test_memories_that_differ_in_a_number_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[int] = []
+    monkeypatch.setattr(duplicates, "jaccard", lambda one, other: compared.append(1) or jaccard(one, other))
+    mails = [memory(f"{passage(1)} your order {number} was sent", number) for number in range(100)]
+    result = drop_near_duplicates([*mails, memory(f"{mails[7].text}!", 100)], SETTINGS)
+    assert result.memories == tuple(mails) and [item.of_line for item in result.duplicates] == [7]
+    assert len(compared) == 1
 
 
 def test_a_word_that_was_taken_back_is_news() -> None:

@@ -108,10 +108,110 @@ def test_of_a_message_of_claude_the_texts_are_read() -> None:
     thought, call = {"type": "thinking", "thinking": "Hm."}, {"type": "tool_use", "name": "find", "input": {}}
     parts = [thought, {"type": "text", "text": "In"}, call, {"type": "text", "text": "Drask."}]
     answer = turn("assistant", "This block is not supported.", content=parts)
-    asked = turn("human", "Where is Elno?", content=[], attachments=[{"extracted_content": "x"}])
+    asked = turn("human", "Where is Elno?", content=[], attachments=[{"file_name": "x"}])
     content = read_row(claude(asked, answer, turn("assistant", "", content=[])))
     assert [m["content"] for m in content.messages] == ["Where is Elno?", "In\nDrask."]
     assert content.left_out == {"part": 3, "empty": 1}
+
+
+def test_what_was_extracted_from_an_attachment_of_claude_is_what_the_user_gave() -> None:
+    given = [{"extracted_content": "Mira lives in Geska. Summarise."}, {"extracted_content": ""}, 5]
+    content = read_row(claude(turn("human", "", content=[], attachments=given), turn("assistant", "Geska.")))
+    assert content.messages[0]["content"] == "Mira lives in Geska. Summarise."
+    assert content.left_out == {"part": 2}
+    content = read_row(
+        claude(turn("human", "Where?", attachments=given[:1]), turn("assistant", "x", attachments=given))
+    )
+    assert [m["content"] for m in content.messages] == ["Where?\n\nMira lives in Geska. Summarise.", "x"]
+    assert content.left_out == {"part": 3}
+
+
+PICTURE = {"content_type": "image_asset_pointer", "asset_pointer": "file-service://x"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        chatgpt(message("user", PICTURE, kind="multimodal_text"), message("assistant", "A crane."), Q, A),
+        chatgpt(Q, A, message("user", PICTURE, "", kind="multimodal_text"), message("assistant", "A crane.")),
+        claude(
+            turn("human", "", content=[], files=[{"file_name": "x.png"}]),
+            turn("assistant", "A crane."),
+            turn("human", "Where is Elno?"),
+            turn("assistant", "In Drask."),
+        ),
+    ],
+)
+def test_what_was_said_of_a_picture_alone_is_left_out_with_it(row: dict[str, Any]) -> None:
+    content = read_row(row)
+    assert [(m["role"], m["content"]) for m in content.messages] == [ASKED, SAID]
+    assert content.left_out == {"part": 1, "empty": 1, "unasked": 1}
+
+
+def test_a_picture_beside_a_question_of_its_own_message_takes_no_reply_away() -> None:
+    row = chatgpt(Q, message("user", PICTURE, kind="multimodal_text"), A)
+    assert turns(row) == [ASKED, SAID]
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("In Drask. \ue200cite\ue202turn0search0\ue202turn1search2\ue201 It is old.", "In Drask. It is old."),
+        ("In Drask.\ue200navlist\ue202More\ue202turn0news1\ue201", "In Drask."),
+        ("In Drask\u301012\u2020source\u3011.", "In Drask."),
+        ('In \ue200entity\ue202["city","Drask"]\ue201.', "In Drask."),
+        ('In \ue200entity\ue202["city","Drask","a town of mills"]\ue201.', "In Drask."),
+        ('In Drask\ue200entity\ue202["city\ue201\ue200entity\ue202[]\ue201.', "In Drask."),
+        ("In \u3010Drask\u3011.", "In \u3010Drask\u3011."),
+    ],
+)
+def test_marks_of_sources_are_no_words(written: str, shown: str) -> None:
+    assert turns(chatgpt(Q, message("assistant", written))) == [ASKED, ("assistant", shown)]
+
+
+def test_marks_of_sources_take_no_long_time() -> None:
+    for part in (" ", "\ue200", "\u30101\u2020", "\ue200cite"):
+        written = f"In Drask.{part * 50_000}."
+        assert turns(chatgpt(Q, message("assistant", written))) == [ASKED, ("assistant", written)]
+
+
+ROOT = "00000000-0000-4000-8000-000000000000"
+
+
+def tree(*parents: str, **more: Any) -> dict[str, Any]:
+    """A conversation of Claude with messages u1, u2, ... that say their names, and their parents."""
+    said = [
+        turn("human" if number % 2 else "assistant", f"u{number}", uuid=f"u{number}", parent_message_uuid=parent)
+        for number, parent in enumerate(parents, start=1)
+    ]
+    return claude(*said, **more)
+
+
+@pytest.mark.parametrize(
+    ("row", "read"),
+    [
+        (tree(ROOT, "u1", "u2", "u3"), ["u1", "u2", "u3", "u4"]),
+        (tree(ROOT, "u1", ROOT, "u3"), ["u3", "u4"]),
+        (tree(ROOT, "u1", ROOT, "u3", current_leaf_message_uuid="u2"), ["u1", "u2"]),
+        (tree(ROOT, "u1", "u2", "u1", current_leaf_message_uuid="gone"), ["u1", "u4"]),
+        (tree("", "u1"), ["u1", "u2"]),
+        (tree(ROOT, "u1", "gone", "u3"), ["u1", "u2", "u3", "u4"]),
+    ],
+)
+def test_of_a_conversation_of_claude_the_shown_branch_is_read(row: dict[str, Any], read: list[str]) -> None:
+    content = read_row(row)
+    assert [m["content"] for m in content.messages] == read
+    assert content.left_out == ({"branch": 4 - len(read)} if len(row["chat_messages"]) > len(read) else {})
+
+
+@pytest.mark.parametrize("name", ["uuid", "parent_message_uuid"])
+def test_messages_of_claude_that_tell_no_branch_follow_each_other(name: str) -> None:
+    row = tree(ROOT, "u1", ROOT, "u3")
+    del row["chat_messages"][2][name]
+    assert [m["content"] for m in read_row(row).messages] == ["u1", "u2", "u3", "u4"]
+    row = tree(ROOT, "u1", ROOT, "u3")
+    row["chat_messages"][3]["uuid"] = "u1"
+    assert len(read_row(row).messages) == 4
 
 
 def broken(**changes: Any) -> dict[str, Any]:
@@ -150,6 +250,7 @@ def broken(**changes: Any) -> dict[str, Any]:
         (claude(turn("wizard", "Hocus")), "message 1 of \"chat_messages\" has the unknown role 'wizard'"),
         (claude(turn(None, "Hocus")), "does not say who speaks"),
         (claude(turn("human", 5)), "holds a number instead of text"),
+        (tree("u2", "u1"), "runs in a circle at message 2"),
         (claude(5), 'message 1 of "chat_messages" is a number'),
         (claude(chat_messages={"a": 1}), '"chat_messages" is an object instead of a list'),
     ],

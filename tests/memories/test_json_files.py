@@ -88,6 +88,40 @@ def test_what_is_broken_is_named_and_costs_no_other_row(
     assert all(reason in told for (_, reason), (_, told) in zip(bad, refused, strict=True))
 
 
+TORN = "not closed again in its line"
+CHAT = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Here.", "text": "No row."}]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 2**18])
+@pytest.mark.parametrize(
+    ("content", "good", "bad"),
+    [
+        (f'{ONE}\n{{"text": "Tw\n{ONE}\n{TWO}\n', [1, 3, 4], [(2, TORN)]),
+        (f'[{{"text": "A 5" pipe"}},\n{ONE},\n{TWO}]', [2, 3], [(1, TORN)]),
+        (json.dumps(ROWS, indent=1).replace('One."', "One."), [2, 3], [(1, TORN)]),
+        (json.dumps([*ROWS, *ROWS], indent=1).replace('Five."', "Five.", 1), [1, 2, 4, 5, 6], [(3, TORN)]),
+        (json.dumps(ROWS, indent=1).replace('"5"', '"5'), [1, 2], [(3, TORN)]),
+        (
+            json.dumps([ROWS[0], {"messages": CHAT}, *ROWS], indent=2).replace('"user"', '"user'),
+            [1, 3, 4, 5],
+            [(2, TORN)],
+        ),
+        (f'{{"text": "Tw\n{{"text": "Tw\n{ONE}\n', [3], [(1, TORN), (2, TORN)]),
+        (f'[{{"text": "Tw\r\n\r\n o."}}, {TWO}]', [2], [(1, "Invalid control character")]),
+        (f'{{"text": "Tw\n{ONE[:-2]}', [], [(1, TORN), (2, "ends within the row")]),
+        (f'[{{"text": "{"x" * 2000}\n]', [], [(1, TORN)]),
+    ],
+)
+def test_a_quote_that_is_not_closed_costs_its_row_alone(
+    content: str, good: list[int], bad: list[tuple[int, str]], chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_files, "_CHUNK", chunk)
+    found, refused = read(content, 100)
+    assert [number for number, _ in found] == good
+    assert [number for number, _ in refused] == [number for number, _ in bad]
+    assert all(reason in told for (_, reason), (_, told) in zip(bad, refused, strict=True))
+
+
 def test_what_a_row_says_is_limited_more_than_what_it_takes() -> None:
     rows: list[Any] = [{"text": "x" * 101}, {"text": "y" * 100, "more": "z" * 1400}, {"text": "a", "more": "z" * 1600}]
     good, bad = read(json.dumps(rows), 100)

@@ -2,7 +2,9 @@ import base64
 import itertools
 import random
 from collections.abc import Sequence
+from typing import Any
 
+import phonenumbers
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +16,7 @@ from sleep_pipeline.memories.settings import MaskSettings
 
 ALL = MaskSettings()
 KEY = "-----BEGIN RSA PRIVATE KEY-----\nMIIEow\nIBAAKC\n-----END RSA PRIVATE KEY-----"
+BASE64 = "MIIEowIBAAKCAQEAx1vQ+9kz/3Jd8fYh2mN7pQrStUvWxYz0123456789AbCdEf"
 JWT = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U"
 
 
@@ -21,13 +24,26 @@ JWT = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNry
     ("text", "masked"),
     [
         ("write to anna.b+x@example.co.uk today", "write to [EMAIL] today"),
+        ("digit@2x.example, dgit@a.example, a@b.service.example", "[EMAIL], [EMAIL], [EMAIL]"),
         ("call +49 30 901820 now", "call [PHONE] now"),
         ("call (212) 736-5000 or 212-736-5000", "call [PHONE] or [PHONE]"),
         ("call 020 7946 0018", "call [PHONE]"),
+        ("+49 30 901820, order 2127365000", "[PHONE], order 2127365000"),
         ("pay with 4111 1111 1111 1111.", "pay with [CARD]."),
         ("pay with 5500-0000-0000-0004", "pay with [CARD]"),
         ("to DE89 3704 0044 0532 0130 00 please", "to [IBAN] please"),
         ("to GB82WEST12345698765432", "to [IBAN]"),
+        ("pay with 4111\u00a01111\u00a01111\u00a01111", "pay with [CARD]"),
+        ("pay with 4111\u20091111\u202f1111\u20091111", "pay with [CARD]"),
+        ("card no.4111 1111 1111 1111", "card no.[CARD]"),
+        ("to DE89\u00a03704\u00a00044\u00a00532\u00a00130\u00a000", "to [IBAN]"),
+        ("to DE89-3704-0044-0532-0130-00", "to [IBAN]"),
+        ("to de89 3704 0044 0532 0130 00 please", "to [IBAN] please"),
+        ("Password\uff1aabc12345", "Password\uff1a[SECRET]"),
+        ("My password\uff1a sunflower.", "My password\uff1a [SECRET]."),
+        ("PIN\uff1a4821", "PIN\uff1a[SECRET]"),
+        ("token\uff1aabc123def456", "token\uff1a[SECRET]"),
+        ("SSN\uff1a 123-45-6789", "SSN\uff1a [SSN]"),
         ("17 4111 1111 1111 1111 and 4111111111111111 2", "17 [CARD] and [CARD] 2"),
         ("DE89 3704 0044 0532 0130 00 GB82 WEST 1234 5698 7654 32 12", "[IBAN] [IBAN] 12"),
         ("the key AKIAIOSFODNN7EXAMPLE works", "the key [SECRET] works"),
@@ -50,7 +66,18 @@ JWT = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNry
         ("https://discord.com/api/webhooks/1234567890/abcDEF_ghi-jkl", "https://discord.com/api/webhooks/[SECRET]"),
         ("use sk-proj-aB3dE5fG7hI9jK1lM3nO5pQ7rS9tU1vW", "use [SECRET]"),
         (f"before\n{KEY}\nafter", "before\n[SECRET]\nafter"),
-        ("-----BEGIN PRIVATE KEY-----\ncut off", "[SECRET]"),
+        ("-----BEGIN PRIVATE KEY-----\ncut off", "[SECRET]\ncut off"),
+        (f"-----BEGIN PRIVATE KEY-----\n{BASE64}\n{BASE64}\ncut off", "[SECRET]\ncut off"),
+        (f"-----BEGIN PRIVATE KEY-----\\n{BASE64}\\n{BASE64}", "[SECRET]"),
+        (
+            f"-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,9F86D0\n\n{BASE64}\nEnd.",
+            "[SECRET]\nEnd.",
+        ),
+        (
+            "PEM files begin with -----BEGIN RSA PRIVATE KEY-----. The ferry leaves at noon.\nMira lives in Geska.",
+            "PEM files begin with [SECRET]. The ferry leaves at noon.\nMira lives in Geska.",
+        ),
+        (f"as -----BEGIN RSA PRIVATE KEY-----, say:\n{KEY}", "as [SECRET], say:\n[SECRET]"),
     ],
 )
 def test_what_identifies_people_or_opens_doors_is_masked(text: str, masked: str) -> None:
@@ -70,7 +97,10 @@ def test_what_identifies_people_or_opens_doors_is_masked(text: str, masked: str)
         "Meet at 12:30 on 2024-11-05, room 480, order 2127365000, version 10.0.19041.1.",
         "ISBN 978-3-16-148410-0 and the number 1234 5678 9012 3456 are no cards.",
         "Commit 9fceb02d0ae598e95dc970b74767f19372d61af8 in /usr/lib/python3/dist-packages/Foo1Bar2Baz3Qux4.py",
+        "git clone git@github.com:org/repo.git, logo@2x.png, icon@1.5x.jpg; systemctl status getty@tty1.service.",
         "He lives @home and writes C++ @ night; see section 4.2.1.",
+        "0.4111111111111111 and 4111\t1111\t1111\t1111 and 1.4111 1111 1111 1111 are no cards.",
+        "be68 boats and de89 more boats met at 4000 and 5320 and 1300 in 2024",
         "MX42 1000 2000 is the name of a star, DE00 3704 0044 0532 0130 00 of none.",
         "id 123e4567-e89b-12d3-a456-426614174000",
     ],
@@ -99,6 +129,12 @@ def test_nothing_in_the_made_up_worlds_is_masked_or_flagged(split: str) -> None:
         "(212) 736 5000 is hers",
         "020 7946 0018 is hers",
         "+1 212 736 5000 is hers",
+        "Phone: 2127365000",
+        "Tel: 017612345678",
+        "Mobile: 07911123456",
+        "call me at 2127365000",
+        "TEL;TYPE=CELL:2127365000",
+        "\uff0b1 212 736 5000 is hers",
     ],
 )
 def test_a_number_to_call_is_masked(text: str) -> None:
@@ -118,10 +154,26 @@ def test_a_number_to_call_is_masked(text: str) -> None:
         "The numbers 256 512 1024 are powers.",
         "0 30 901820",
         "call it a day:\n256 512 1024",
+        "order 2127365000",
+        "phone, see below\norder 2127365000",
     ],
 )
 def test_a_list_of_numbers_is_no_number_to_call(text: str) -> None:
     assert mask(text, ALL) == Masked(text, {})
+
+
+def test_numbers_from_anywhere_are_looked_for_only_where_a_plus_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+    whole = phonenumbers.PhoneNumberMatcher
+
+    def matcher(text: str, region: str | None, **options: Any) -> Any:
+        asked.append(region)
+        return whole(text, region, **options)
+
+    monkeypatch.setattr(phonenumbers, "PhoneNumberMatcher", matcher)
+    for text in ("12 500 people and 3141592653 bricks", "call +1 212 736 5000"):
+        mask(text, ALL)
+    assert asked == ["US", "GB", "DE", None, "US", "GB", "DE"]
 
 
 def test_a_secret_after_thousands_of_blanks_is_found_before_the_night_is_over() -> None:
@@ -176,6 +228,14 @@ def test_a_secret_is_found_anywhere_in_a_very_long_line() -> None:
     for at in (0, 17 * 200, 17 * 2999):
         found = mask(f"{line[:at]}AKIAIOSFODNN7EXAMPLE {line[at:]}", ALL)
         assert found.text == f"{line[:at]}[SECRET] {line[at:]}" and found.counts == {"secret": 1}
+
+
+def test_a_told_password_is_found_where_a_portion_of_a_very_long_line_ends() -> None:
+    line = "The quay of Osk was wet again on Monday. " * 120
+    for near in range(3960, 4010, 3):
+        at = line.rindex(" ", 0, near) + 1
+        found = mask(f"{line[:at]}The password is sunflower. {line[at:]}", MaskSettings(phones=False))
+        assert found.text == f"{line[:at]}The password is [SECRET]. {line[at:]}"
 
 
 @given(st.lists(st.sampled_from([text for text, _ in EACH.values()] + ["password: hunter2", "and 17 more", "\n"])))

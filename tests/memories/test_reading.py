@@ -1,6 +1,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -154,6 +155,65 @@ def test_quarantine_shows_no_secret_even_where_masking_is_off(tmp_path: Path) ->
     (rejected,) = read_folder(tmp_path, SETTINGS.model_copy(update={"mask": off})).rejected
     assert "[EMAIL]" in rejected.excerpt and "example.org" not in rejected.excerpt
     assert len(rejected.excerpt) == SETTINGS.excerpt
+
+
+@pytest.mark.parametrize(
+    ("secret", "mark"),
+    [
+        ("4111 1111 1111 1111", "[CARD]"),
+        ("hf_" + "abcdefghijKLMNOPqrstuvwxYZ01234567", "[SECRET]"),
+        ("123-45-6789", "[SSN]"),
+        ("DE89 3704 0044 0532 0130 00", "[IBAN]"),
+        ("PIN is 4821", "PIN is [SECRET]"),
+        ("password is sunflower.", "password is [SECRET]."),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_secret_behind_an_escape_is_masked_in_quarantine(tmp_path: Path, name: str, secret: str, mark: str) -> None:
+    row = json.dumps({"text": f"hi\n{secret}", "question": "q"})
+    (tmp_path / name).write_text(f"{row}\n{row[:-5]}", encoding="utf-8")
+    excerpts = [item.excerpt for item in read_folder(tmp_path, SETTINGS).rejected]
+    assert excerpts[0] == f'{{"text": "hi {mark}", "question": "q"}}'
+    assert len(excerpts) == 2 and excerpts[1].startswith(f'{{"text": "hi {mark}", "question":')
+
+
+def test_a_secret_behind_an_escape_in_a_cell_is_masked_in_quarantine(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('messages\n"[{""role"": ""user"", ""content"": ""hi\\n4111 1111 1111 1111""}]"\n')
+    assert "hi [CARD]" in read_folder(tmp_path, SETTINGS).rejected[0].excerpt
+
+
+def test_quarantine_shows_what_escapes_stand_for(tmp_path: Path) -> None:
+    row = r'{"t": "postgres:\/\/anna:pa!ss@host \"\u0034111 1111 1111 1111\" \\n"}'
+    (tmp_path / "a.jsonl").write_text(row, encoding="utf-8")
+    (rejected,) = read_folder(tmp_path, SETTINGS).rejected
+    assert rejected.excerpt == r'{"t": "postgres://anna:[SECRET]@host "[CARD]" \ "}'
+
+
+NAME = "anna.maria.schmidt@example.org"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {NAME: "x"},
+        {"messages": [{"role": NAME, "content": "x"}]},
+        {"chat_messages": [{"sender": NAME, "text": "x"}]},
+        {"mapping": {NAME: 5}, "current_node": NAME},
+        {"mapping": {}, "current_node": NAME},
+        {"mapping": {NAME: {"parent": NAME}}, "current_node": NAME},
+        {"mapping": {NAME: {"parent": "gone"}}, "current_node": NAME},
+        {"mapping": {NAME: {"message": 5}}, "current_node": NAME},
+        {"mapping": {"n": {"message": {"author": {"role": NAME}}}}, "current_node": "n"},
+        {
+            "mapping": {"n": {"message": {"author": {"role": "user"}, "content": {"content_type": NAME}}}},
+            "current_node": "n",
+        },
+    ],
+)
+def test_a_name_that_a_reason_shows_is_masked_before_it_is_cut(tmp_path: Path, row: dict[str, Any]) -> None:
+    write(tmp_path / "a.jsonl", row)
+    (rejected,) = read_folder(tmp_path, SETTINGS).rejected
+    assert "[EMAIL]" in rejected.reason and "anna" not in repr(rejected)
 
 
 def test_a_name_that_cannot_be_written_down_costs_its_line_and_no_night(tmp_path: Path) -> None:

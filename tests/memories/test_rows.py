@@ -112,6 +112,26 @@ def test_a_turn_that_is_broken_is_named(turn: dict[str, Any], message: str) -> N
         turns([ASKED, turn, SAID])
 
 
+@pytest.mark.parametrize(
+    ("value", "time"),
+    [
+        ("1700000000", "2023-11-14T22:13:20Z"),
+        (" 1700000000.5 ", "2023-11-14T22:13:20Z"),
+        ("1700000000000", "2023-11-14T22:13:20Z"),
+        (1_700_000_000, "2023-11-14T22:13:20Z"),
+        ("20240506", "2024-05-06T00:00:00Z"),
+    ],
+)
+def test_a_time_in_seconds_may_be_text(value: Any, time: str) -> None:
+    content = read_row({"text": "x", "time": value})
+    assert (content.time, content.flags) == (time, ())
+
+
+@pytest.mark.parametrize("value", ["1700", "9" * 18, "17000000x0", True])
+def test_what_is_no_time_is_flagged(value: Any) -> None:
+    assert read_row({"text": "x", "time": value}).flags == ("unread_time",)
+
+
 def test_parts_may_be_plain_text() -> None:
     parts = ["Where", {"type": None, "text": "is Elno?"}]
     assert turns([{"role": "user", "content": parts}, SAID])[0] == ("user", "Where\nis Elno?")

@@ -209,6 +209,48 @@ The jwt has three parts, such as header.payload.signature, and the eyJ at its be
 """
 
 
+CODE = """\
+api_key = os.environ["OPENAI_API_KEY"]
+api_key=os.getenv("X")
+client = OpenAI(api_key=settings.openai_api_key)
+SECRET_KEY = os.urandom(32)
+const apiKey = process.env.API_KEY;
+api_key = secrets.token_hex(16)
+password = models.CharField(max_length=9)
+password = get_secret(name, "region")
+password=hash_password(user.password)
+$password = $_POST["password"];
+kubectl create secret generic db --from-literal=password=$DB_PASSWORD
+API_KEY=${OPENAI_API_KEY}
+Get an API key: https://platform.example/account/api-keys
+3 of 4 tests pass: test_a, test_b
+Password - reset/forgot link
+"""
+
+
+@pytest.mark.parametrize("line", CODE.splitlines())
+def test_code_and_links_that_say_where_a_secret_is_stay_as_they_are(line: str) -> None:
+    assert mask(line, ALL) == Masked(line, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("password = hunter(2)x!", "password = [SECRET]"),
+        ("Password: hunter(2)", "Password: [SECRET]"),
+        ("the password is hunter(two)x9 now", "the password is [SECRET] now"),
+        ("password: $ecret99x", "password: [SECRET]"),
+        ("my pass: $SECRET!9 now", "my pass: [SECRET] now"),
+        ("password: correct.horse.battery", "password: [SECRET]"),
+        ('connect(db_password="sun_flower")', 'connect(db_password="[SECRET]")'),
+        ("API key: https://anna:pass@host", "API key: https://anna:[SECRET]@host"),
+        ("pass: abc#def!", "pass: [SECRET]!"),
+    ],
+)
+def test_a_password_that_resembles_code_is_masked(text: str, masked: str) -> None:
+    assert mask(text, ALL).text == masked
+
+
 @pytest.mark.parametrize("line", PAGE.splitlines())
 def test_prose_about_secrets_stays_as_it_is(line: str) -> None:
     assert mask(line, ALL) == Masked(line, {})

@@ -1,9 +1,10 @@
+import json
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sleep_pipeline.memories.records import Content, digests_of_beginnings
+from sleep_pipeline.memories.records import Content, digests_of_beginnings, digests_of_turns
 from sleep_pipeline.memories.settings import CollectSettings
 from sleep_pipeline.memories.tonight import FAR_OFF, read_tonight, taken
 
@@ -95,6 +96,48 @@ def test_a_beginning_that_was_corrected_is_learned_again_with_what_follows(tmp_p
 def test_a_beginnings_digest_is_that_of_a_memory_that_ends_there(lines: list[str]) -> None:
     wanted = [Content("text", text="\n".join(lines[:end])).digest() for end in range(1, len(lines) + 1)]
     assert list(digests_of_beginnings(lines)) == wanted
+
+
+@given(st.lists(st.tuples(st.sampled_from(["user", "assistant"]), st.text('ab "\\\t\u0301é', max_size=6)), min_size=1))
+def test_a_conversations_beginning_has_the_digest_of_a_memory_that_ends_there(turns: list[tuple[str, str]]) -> None:
+    messages = [{"role": role, "content": text} for role, text in turns]
+    wanted = [Content("chat", messages=tuple(messages[:end])).digest() for end in range(1, len(messages) + 1)]
+    assert list(digests_of_turns(messages)) == wanted
+
+
+def chatting(folder: Path, *exports: list[str]) -> list[list[list[str]]]:
+    """What every night learns of conversations, a letter a turn: u is the user, all others are the assistant."""
+    known: set[str] = set()
+    learned = []
+    for night, chats in enumerate(exports, 1):
+        rows = [
+            {
+                "messages": [
+                    {"role": "user" if name[0] == "u" else "assistant", "content": name} for name in chat.split()
+                ]
+            }
+            for chat in chats
+        ]
+        (folder / "chats.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        memories = read_tonight(folder, CollectSettings(), night, known).memories
+        known |= {memory.digest for memory in memories}
+        learned.append([[turn["content"] for turn in memory.messages] for memory in memories])
+    return learned
+
+
+def test_of_a_conversation_that_goes_on_a_night_learns_what_is_new(tmp_path: Path) -> None:
+    first, second = "u1 a1 u2 a2", "u1 a1 u2 a2 u3 a3"
+    assert chatting(tmp_path, [first], [second], [second], [f"{second} u4 a4"]) == [
+        [first.split()],
+        [["u3", "a3"]],
+        [],
+        [["u4", "a4"]],
+    ]
+
+
+def test_a_conversation_that_goes_on_without_a_question_or_a_reply_is_learned_whole(tmp_path: Path) -> None:
+    longer = ["u1 a1 a2", "u2 a3 u4", "u5 a6 u7 a7"]
+    assert chatting(tmp_path, ["u1 a1", "u2 a3", "u5 a5"], longer)[1] == [chat.split() for chat in longer]
 
 
 def test_what_resembles_a_memory_of_an_earlier_night_is_not_learned_on_a_later_one(tmp_path: Path) -> None:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-SHOWN = 24
-"""Characters of a name or value that a reason shows."""
+from sleep_pipeline.memories.masking import mask
+from sleep_pipeline.memories.settings import MaskSettings
+
+_SHOWN = 24
+_READ = 1000
 
 
 class BadRow(ValueError):
     """A row is no memory; the message says why and what to do."""
+
+
+def shown(said: Any) -> str:
+    """The beginning of a name or value, as a reason shows it: masked first, for half a secret looks like none."""
+    return mask(str(said)[:_READ], MaskSettings()).text[:_SHOWN]
 
 
 def kind_of(value: Any) -> str:

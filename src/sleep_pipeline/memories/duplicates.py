@@ -1,10 +1,16 @@
-"""Memories that say again what another one says: found by MinHash, decided by their exact Jaccard similarity."""
+"""Memories that say again what another one says, decided by the exact Jaccard similarity of their shingles.
+
+Where a word that the other lacks is news, only memories of the same words are compared: of many mails that differ in a
+number none is a duplicate. Otherwise MinHash finds which ones to compare.
+"""
 
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sleep_pipeline.memories.records import Duplicate, Memory, duplicate
 from sleep_pipeline.memories.settings import DuplicateSettings
@@ -49,41 +55,66 @@ def drop_near_duplicates(
         settings: see `DuplicateSettings`.
         earlier: memories of other nights, which drop new ones and are not returned.
     """
-    from datasketch import MinHash, MinHashLSH  # type: ignore[import-untyped]
-
-    index = MinHashLSH(threshold=settings.threshold, num_perm=settings.permutations, weights=_WEIGHTS)
+    index: _SameWords | _MuchTheSame = _SameWords() if settings.keep_changed_facts else _MuchTheSame(settings)
     known: dict[int, tuple[Memory, frozenset[str]]] = {}
     kept: list[Memory] = []
     dropped: list[Duplicate] = []
-    empty = MinHash(num_perm=settings.permutations, seed=settings.seed)
     for number, memory in enumerate([*earlier, *memories]):
         said = shingles(memory.rendered(), settings.shingle)
-        sketch = empty.copy()
-        sketch.update_batch([shingle.encode() for shingle in sorted(said)])
+        key = index.key(memory, said)
         best: tuple[float, int] | None = None
-        for candidate in sorted(index.query(sketch)) if number >= len(earlier) else ():
+        for candidate in sorted(index.near(key)) if number >= len(earlier) else ():
             other, others = known[candidate]
             similarity = jaccard(said, others)
             if other.kind != memory.kind or similarity < settings.threshold:
-                continue
-            if settings.keep_changed_facts and _brings_facts(memory, other):
                 continue
             if best is None or similarity > best[0]:
                 best = (similarity, candidate)
         if best is not None:
             dropped.append(duplicate(memory, known[best[1]][0], best[0]))
             continue
-        index.insert(number, sketch)
+        index.add(number, key)
         known[number] = (memory, said)
         if number >= len(earlier):
             kept.append(memory)
     return Deduplicated(tuple(kept), tuple(dropped))
 
 
-def _brings_facts(memory: Memory, other: Memory) -> bool:
-    """Whether one has a word or a label that the other lacks.
+class _SameWords:
+    """Numbers of memories of the same kind, label and set of words.
 
     A lamp that is off is no less of a fact than a name, and to take back a "not" is one as well.
     """
-    news, known = ({word.casefold() for word in _WORD.findall(one.rendered())} for one in (memory, other))
-    return memory.label != other.label or news != known
+
+    def __init__(self) -> None:
+        self._numbers: defaultdict[Any, list[int]] = defaultdict(list)
+
+    def key(self, memory: Memory, said: frozenset[str]) -> Any:
+        return memory.kind, memory.label, frozenset(word.casefold() for word in _WORD.findall(memory.rendered()))
+
+    def near(self, key: Any) -> list[int]:
+        return self._numbers[key]
+
+    def add(self, number: int, key: Any) -> None:
+        self._numbers[key].append(number)
+
+
+class _MuchTheSame:
+    """Numbers of memories that share many shingles, and of some that do not."""
+
+    def __init__(self, settings: DuplicateSettings) -> None:
+        from datasketch import MinHash, MinHashLSH  # type: ignore[import-untyped]
+
+        self._empty = MinHash(num_perm=settings.permutations, seed=settings.seed)
+        self._index = MinHashLSH(threshold=settings.threshold, num_perm=settings.permutations, weights=_WEIGHTS)
+
+    def key(self, memory: Memory, said: frozenset[str]) -> Any:
+        sketch = self._empty.copy()
+        sketch.update_batch([shingle.encode() for shingle in sorted(said)])
+        return sketch
+
+    def near(self, key: Any) -> list[int]:
+        return [int(number) for number in self._index.query(key)]
+
+    def add(self, number: int, key: Any) -> None:
+        self._index.insert(number, key)

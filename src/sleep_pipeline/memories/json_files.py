@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import math
 import re
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
@@ -12,7 +13,12 @@ from sleep_pipeline.memories.tables import Found, json_row
 
 _CHUNK = 2**18
 _SHOWN = 1000
-_STRING = re.compile(r'(?:[^"\\]+|\\.)*+', re.S)
+# JSON allows no line end within a string.
+_STRING = re.compile(r'(?:[^"\\\n]+|\\.)*+', re.S)
+_BLANKS = re.compile(r"\s*")
+# How a line of JSON begins, and hardly one of prose.
+_BEGINS = frozenset('"{}[],')
+_INDENT = re.compile(r"\s*\n([^\S\n]*)\{")
 # Up to the next bracket, or to a string that the piece of text does not end; between rows also to a comma.
 _WITHIN = re.compile(rf'(?:[^"\[\]{{}}]+|"{_STRING.pattern}")*+', re.S)
 _BETWEEN = re.compile(rf'(?:[^"\[\]{{}},]+|"{_STRING.pattern}")*+', re.S)
@@ -26,6 +32,8 @@ class _Row:
     def __init__(self, max_chars: int) -> None:
         self._max, self._size = max_chars, 0
         self._parts: list[str] = []
+        self._deepest = 0.0
+        self.lost = False
 
     def add(self, text: str) -> None:
         self._size += len(text)
@@ -33,17 +41,29 @@ class _Row:
         if self._size > self._max:
             self._parts = ["".join(self._parts)[:_SHOWN]]
 
-    def take(self) -> tuple[str, bool]:
-        """Its text, and whether that is all of it; the next row begins."""
-        text, whole = "".join(self._parts).strip(), self._size <= self._max
+    def take(self, torn: bool = False) -> tuple[str, bool]:
+        """Its text, and whether that is all of it; the next row begins.
+
+        What follows a torn row is its rest, up to a line that begins an object and is indented no deeper: what it
+        holds, such as the turns of a conversation, must not pass for rows.
+        """
+        text, whole = "".join(self._parts), self._size <= self._max
         self._parts, self._size = [], 0
-        return text, whole
+        begins = _INDENT.match(text)
+        if self.lost:
+            self.lost = begins is None or len(begins[1]) > self._deepest
+        if self.lost:
+            return "", whole
+        if torn:
+            self.lost, self._deepest = True, len(begins[1]) if begins else math.inf
+        return text.strip(), whole
 
 
 def read_json(stream: BinaryIO, max_bytes: int) -> Iterator[Found]:
     """The rows of a file that is an array of them, or holds one or more after each other.
 
-    A row that cannot be read takes no other row with it, as far as its quotes are closed and its brackets balanced.
+    A row that cannot be read takes no other row with it, as far as its brackets are balanced, and its quotes closed or
+    the next row on a line of its own.
 
     Args:
         stream: at its beginning: UTF-8, or what its byte order mark says.
@@ -105,9 +125,19 @@ def _rows(texts: Iterable[str], max_chars: int) -> Iterator[tuple[str, str | Non
         while at < len(text):
             if quoted:
                 at = _after(_STRING, text, at)
-                if text[at : at + 1] == "\\":  # what it escapes comes with the next piece
+                mark = text[at : at + 1]
+                follows = _after(_BLANKS, text, at)
+                if mark == "\\" or (mark == "\n" and follows == len(text)):  # what follows comes with the next piece
                     text, rest = text[:at], text[at:]
-                elif at < len(text):
+                elif mark == "\n" and text[follows] not in _BEGINS:
+                    at = follows
+                elif mark == "\n":
+                    row.add(text[start:at])
+                    start, depth, quoted = at, outside, False
+                    beginning, _ = row.take(torn=True)
+                    if beginning:
+                        yield beginning, "a quote is opened and not closed again in its line; close it"
+                elif mark:
                     quoted, at = False, at + 1
                 continue
             at = _after(_BETWEEN if depth == outside == 1 else _WITHIN, text, at) + 1
@@ -126,7 +156,7 @@ def _rows(texts: Iterable[str], max_chars: int) -> Iterator[tuple[str, str | Non
                 row.add(text[start : at - 1 if outside else at])
                 start = at
                 yield from _taken(row, max_chars)
-                if depth < outside:
+                if depth < outside and mark == "]" and not row.lost:
                     outside = 0
                 depth = max(depth, outside)
         row.add(text[start:])
@@ -139,7 +169,7 @@ def _rows(texts: Iterable[str], max_chars: int) -> Iterator[tuple[str, str | Non
     else:
         beginning = ""
         yield from _taken(row, max_chars)
-    if outside and not beginning:
+    if outside and not beginning and not row.lost:
         yield "", "the file ends before its array does, so rows may be missing; export or copy it again"
 
 

@@ -16,20 +16,23 @@ from functools import lru_cache
 from typing import Any
 
 from sleep_pipeline.memories.records import Content
-from sleep_pipeline.memories.secret_forms import mask_forms
+from sleep_pipeline.memories.secret_forms import is_reference, mask_forms
 from sleep_pipeline.memories.settings import MaskSettings
-from sleep_pipeline.memories.told_secrets import mask_ssns, mask_told
+from sleep_pipeline.memories.told_secrets import asked_for, mask_ssns, mask_told, put_mark
 
 # Letters and digits of any script, with the vowel signs and accents that are characters of their own.
 _MARKS = r"[\u0300-\u036f\u0591-\u05bd\u064b-\u065f\u0900-\u0963\u0971-\u0dff\u0e31-\u0e4e\u200c\u200d]"
 _SIGN = rf"(?:[^\W_]|{_MARKS})"
+# The user of a repository, pictures for fine screens and units of systemd are no mailboxes.
+_NO_DOMAIN = r"(?:\d(?:\.\d)?x\.(?:png|jpe?g|gif|webp|svg|pdf)|[\w.:-]*\.(?:service|socket|timer))(?![.-]?\w)"
 _EMAIL = re.compile(
-    rf"(?<!\w)\w(?:[\w.%+'-]|{_MARKS}){{0,63}}@(?:{_SIGN}(?:(?:{_SIGN}|-){{0,61}}{_SIGN})?\.)+"
+    rf"(?<!\w)(?!git@)\w(?:[\w.%+'-]|{_MARKS}){{0,63}}@(?!{_NO_DOMAIN})(?:{_SIGN}(?:(?:{_SIGN}|-){{0,61}}{_SIGN})?\.)+"
     rf"(?:xn--[A-Za-z0-9-]{{2,59}}|(?:[^\W\d_]|{_MARKS}){{2,24}})(?!{_SIGN})"
 )
-_IBAN = re.compile(r"\b[A-Z]{2}\d{2}[A-Z0-9 ]{10,}[A-Z0-9]\b")
+_BLANK = " \u00a0\u2000-\u200a\u202f"
+_IBAN = re.compile(rf"\b[A-Z]{{2}}\d{{2}}[A-Z0-9{_BLANK}-]{{10,}}[A-Z0-9]\b", re.I)
 _IBAN_FORM = re.compile(r"[A-Z]{2}\d{2}[A-Z0-9]{11,30}")
-_CARD = re.compile(r"(?<![\w.,-])\d[\d -]{11,}\d(?![\w-])")
+_CARD = re.compile(rf"(?:(?<![\w.,-])|(?<=[A-Za-z]\.))\d[\d{_BLANK}-]{{11,}}\d(?![\w-])")
 _GROUPS = 12  # as many as the longest IBAN has, and some
 # Leading digits and lengths of the card networks; Luhn's sum alone lets every tenth number through.
 _NETWORKS = re.compile(
@@ -43,27 +46,50 @@ _FILES = re.compile(
     rf"|(?P<defined>^[ ]{{0,3}}\[[^\[\]\n]{{1,99}}\]:[ ]*<?{_FILE}>?[^\n]{{0,200}}$)|{_FILE}",
     re.M,
 )
+# Of one that is cut off, or only spoken of, the lines that are in base 64 as far as they follow.
 _PRIVATE_KEY = re.compile(
-    r"-----BEGIN [A-Z ]*PRIVATE KEY[A-Z ]*-----.*?(?:-----END [A-Z ]*PRIVATE KEY[A-Z ]*-----|\Z)", re.S
+    r"-----BEGIN [A-Z ]*PRIVATE KEY[A-Z ]*-----"
+    r"(?:(?:(?!-----BEGIN).)*?-----END [A-Z ]*PRIVATE KEY[A-Z ]*-----"
+    r"|(?:(?:\s|\\n)*+(?:(?:Proc-Type|DEK-Info|Version|Comment):[^\n\\]*|[A-Za-z0-9+/=:,-]{16,}(?![^\s\\])))*)",
+    re.S,
 )
 _KEYWORD = re.compile(r"key|pass|pwd|pw|kennwort|secret|contrase", re.I)
 # How people write it to each other; detect-secrets knows how programs do.
-_TOLD = re.compile(
+_NAMES = (
     r"\b(?:password|passwd|passphrase|passcode|pwd|pass|pw|passwort|kennwort"
     r"|api[ _-]?key|access[ _-]?token|secret[ _-]?key)\b"
-    r"[*_\"'`]{0,3}\s*(?:(?:is|was|ist|lautet)\s*:?|[=:]|[-\u2013\u2014\u2192]\s)[*_]{0,3}\s*[\"'`]?(\S{6,})",
+)
+_TOLD = re.compile(
+    _NAMES
+    + r"[*_\"'`]{0,3}\s*(?:(?:is|was|ist|lautet)\s*[:：]?|[=:：]|[-\u2013\u2014\u2192]\s)[*_]{0,3}\s*[\"'`]?(\S{6,})",
+    re.I,
+)
+# Tests pass, too.
+_NAMES_ALONE = rf"{_NAMES}(?<!\bpass)"
+_CELL = re.compile(_NAMES_ALONE + r"[*_`]{0,3}\s*\|\s*[*_\"'`]{0,3}([^\s|()]{6,64}?)[*_\"'`]{0,3}\s*(?:\||$)", re.I)
+# A line that names a secret, and the next one, which is that alone.
+_BELOW = r"[*_\"'`]{0,3}[ \t]*[:：][*_]{0,3}[ \t]*\n(?:[ \t]*\n)?[ \t>]*[*_\"'`]{0,3}"
+_ALONE = r"[*_\"'`]{0,3}[ \t]*$"
+_BELOW_NAME = re.compile(rf"{_NAMES_ALONE}{_BELOW}(?P<secret>\S{{6,64}}?){_ALONE}", re.I | re.M)
+_BELOW_PIN = re.compile(rf"\bpin(?:[ -]?number)?{_BELOW}(?P<secret>\d{{4,8}}){_ALONE}", re.I | re.M)
+# What stands before the secret in a reply, and how far it is looked for.
+_REPLY = 200
+_LEAD = re.compile(
+    r"\s*(?:(?:it|that|this|es|das)(?:['’]s|\s+(?:is|was|ist|war))\s*:?\s+"
+    r"|(?:sure|yes|yeah|ok(?:ay)?|of course|ja|klar)[,.!:]\s+){0,3}",
     re.I,
 )
 _TOKEN = re.compile(r"(?<![\w/+=.-])[A-Za-z0-9_+/-]{24,200}={0,2}(?![\w/+])")
 # Lines, and portions of long ones: some detectors take time that grows with the square of a line's length.
-_PORTION = re.compile(r"(?=[\s\S])[^\n]{0,4000}\S{0,4000}\n?")
+# A portion ends with a sentence where one ends soon, since a clause tells a password from other words.
+_PORTION = re.compile(r"(?=[\s\S])[^\n]{0,4000}(?:[^\n.!?]{0,400}[.!?](?=\s)|\S{0,4000})\n?")
 _MASK = re.compile(r"\[[A-Z]+\]")
 _BLANKS = re.compile(r"[^\S\n]{2,}")
 _NEAR = 48
 _CALLED = re.compile(
     r"\b(?:phones?|telephones?|tel|telefon|call(?:ed)?|dial|ring|mobile|mobil|handy|cell|fax|sms|whatsapp|hotline|contact"
     r"|reach(?:ed)?|rufnummer|text (?:me|us|him|her|them)"
-    r"|(?:my|your|his|her|its|our|their|['’]s) (?:\w+ )?number)\b|\[PHONE\]",
+    r"|(?:my|your|his|her|its|our|their|['’]s) (?:\w+ )?number)\b",
     re.I,
 )
 _ENTROPY = 4.0
@@ -92,6 +118,9 @@ def mask(text: str, settings: MaskSettings) -> Masked:
         counts.update({"file": found} if found else {})
     if settings.secrets:
         text = _mask_every(text, "secret", _PRIVATE_KEY, counts)
+        for pattern, is_one in ((_BELOW_NAME, _is_told), (_BELOW_PIN, str.isdigit)):
+            text, found = put_mark(text, pattern, is_one, "[SECRET]")
+            counts.update({"secret": found} if found else {})
         text = "".join(_mask_secrets(part, counts) for part in _PORTION.findall(text))
     if settings.emails and "@" in text:
         text = _mask_every(text, "email", _EMAIL, counts)
@@ -108,23 +137,33 @@ def mask(text: str, settings: MaskSettings) -> Masked:
 
 
 def mask_content(content: Content, settings: MaskSettings) -> tuple[Content, dict[str, int]]:
-    """A memory's content with every text in it masked, and how many of what were."""
+    """A memory's content with every text in it masked, and how many of what were.
+
+    What is asked for in a question or a turn is no less of a secret in the reply, which need not name it.
+    """
     counts: Counter[str] = Counter()
 
-    def masked(text: str | None) -> str | None:
+    def masked(text: str | None, before: str | None = None) -> str | None:
         if text is None:
             return None
+        if settings.secrets and before and (name := asked_for(before)):
+            text, replied = _mask_reply(text, name)
+            counts.update({"secret": replied} if replied else {})
         found = mask(text, settings)
         counts.update(found.counts)
         return found.text
 
-    messages = tuple({**message, "content": masked(message["content"]) or ""} for message in content.messages)
+    said = [message["content"] for message in content.messages]
+    messages = tuple(
+        {**message, "content": masked(message["content"], before) or ""}
+        for message, before in zip(content.messages, ["", *said], strict=False)
+    )
     content = replace(
         content,
         messages=messages,
         text=masked(content.text),
         question=masked(content.question),
-        answer=masked(content.answer),
+        answer=masked(content.answer, content.question),
         label=masked(content.label),
     )
     return content, dict(sorted(counts.items()))
@@ -134,6 +173,20 @@ def _without_file(match: re.Match[str]) -> str:
     if match["defined"] is not None:
         return ""
     return match["shown"] or "[FILE]"
+
+
+def _mask_reply(text: str, name: str) -> tuple[str, int]:
+    """A reply to one who asks for a secret by its name, masked as what follows that name would be."""
+    lead = _LEAD.match(text)
+    begin = lead.end() if lead else 0
+    rest = text[begin : begin + _REPLY].partition("\n")[0]
+    line, found = f"{name}: {rest}", 0
+    # A reply of several clauses begins with other words.
+    if name == "PIN" or rest[:1].isdigit() or not re.search(r"[,;:.!?]\s+\S", rest):
+        line, found = mask_told(line)
+    if (told := _TOLD.match(line)) and _is_told(told[1]):
+        line, found = line.replace(_word(told[1]), "[SECRET]", 1), 1
+    return text[:begin] + line[len(name) + 2 :] + text[begin + len(rest) :], found
 
 
 def _mask_every(text: str, kind: str, pattern: re.Pattern[str], counts: Counter[str]) -> str:
@@ -150,7 +203,7 @@ def _mask_groups(
 
     def put(match: re.Match[str]) -> str:
         found = match[0]
-        groups = [group.span() for group in re.finditer(r"[A-Z0-9]+", found)]
+        groups = [group.span() for group in re.finditer(r"[A-Za-z0-9]+", found)]
         told, done, at = [], 0, 0
         while at < len(groups):
             ends = range(min(len(groups), at + _GROUPS), at, -1)
@@ -166,10 +219,12 @@ def _mask_groups(
 
 
 def _is_iban(found: str) -> bool:
+    compact = re.sub(r"[\s-]", "", found).upper()
+    if not _IBAN_FORM.fullmatch(compact):
+        return False
     from stdnum import iban
 
-    compact = found.replace(" ", "")
-    return bool(_IBAN_FORM.fullmatch(compact)) and bool(iban.is_valid(compact))
+    return bool(iban.is_valid(compact))
 
 
 def _is_card(found: str) -> bool:
@@ -185,7 +240,9 @@ def _mask_phones(text: str, regions: tuple[str, ...], counts: Counter[str]) -> s
     if sum(character.isdigit() for character in text) < 7:
         return text
     spans: set[tuple[int, int]] = set()
-    for region in (None, *regions):
+    # Without a region only numbers with a + are found.
+    everywhere = (None,) if re.search("[+\uff0b]", text) else ()
+    for region in (*everywhere, *regions):
         for match in PhoneNumberMatcher(text, region, leniency=Leniency.STRICT_GROUPING):
             overlaps = any(match.start < end and start < match.end for start, end in spans)
             if not overlaps and _is_phone(match.raw_string, text[max(0, match.start - _NEAR) : match.start]):
@@ -204,15 +261,17 @@ def _is_phone(found: str, before: str) -> bool:
         return True
     groups = re.findall(r"\d+", found)
     area = re.match(r"0\d|\(\d+\)", found)
-    # Seven and more digits in a row, or two groups of them, are as likely a quantity.
-    if len(groups) < 2 or (len(groups) == 2 and not area):
-        return False
-    # With nothing but spaces between them they are a list unless something says that one is called there, or whose it
-    # is: a name right before them.
-    listed = not area and not re.search(r"[^\d\s(]", found)
     line = before.rpartition("\n")[2]
+    called = bool(_CALLED.search(line))
+    # Seven and more digits in a row, or two groups of them, are as likely a quantity unless something says that one is
+    # called there.
+    if len(groups) < 2 or (len(groups) == 2 and not area):
+        return called
+    # With nothing but spaces between them they are a list, unless something says that as well, or whose number it is: a
+    # name right before them, or another number.
+    listed = not area and not re.search(r"[^\d\s(]", found)
     named = line.split()[-1:]
-    return not listed or bool(_CALLED.search(line)) or any(word[0].isupper() for word in named)
+    return not listed or called or "[PHONE]" in line or any(word[0].isupper() for word in named)
 
 
 def _mask_secrets(line: str, counts: Counter[str]) -> str:
@@ -244,10 +303,8 @@ def _secrets(line: str) -> Iterator[str]:
             for found in tools["keyword"].analyze_string(line, **arguments):
                 if _is_password(found):
                     yield found
-        for match in _TOLD.finditer(line):
-            told = match[1].rstrip("\"'`.,;:!?)")
-            if len(told) >= 6 and _is_password(told):
-                yield told
+        for pattern in (_TOLD, _CELL):
+            yield from (_word(match[1]) for match in pattern.finditer(line) if _is_told(match[1]))
     for match in _TOKEN.finditer(line):
         if _is_random(match[0], tools["entropy"]):
             yield match[0]
@@ -266,11 +323,20 @@ def _matches(detector: Any, line: str) -> Iterator[str]:
             yield (longest if len(longest) >= 6 else match[0]).strip(" \t=:\"'")
 
 
-def _is_password(found: str) -> bool:
-    """Whether it is one word with digits or signs among its letters: prose speaks of secrets, too."""
-    if re.search(r"\s", found) or _MASK.search(found) or len(found) < 4:
+def _is_told(found: str) -> bool:
+    # Words of prose are joined by the other signs.
+    return len(_word(found)) >= 6 and not is_reference(found) and _is_password(_word(found), r"\d!@#$%^&*+\\")
+
+
+def _word(found: str) -> str:
+    return found.rstrip("\"'`.,;:!?)")
+
+
+def _is_password(found: str, signs: str = r"\d!@#$%^&*_+=/\\") -> bool:
+    """Whether it is one word with digits or signs among its letters: prose speaks of secrets, too, and so does code."""
+    if re.search(r"\s", found) or _MASK.search(found) or len(found) < 4 or is_reference(found):
         return False
-    return bool(re.search(r"[A-Za-z]", found)) and bool(re.search(r"[\d!@#$%^&*_+=/\\]", found.strip("!*_")))
+    return bool(re.search(r"[A-Za-z]", found)) and bool(re.search(f"[{signs}]", found.strip("!*_")))
 
 
 def _is_random(token: str, entropy: Callable[[str], float]) -> bool:

@@ -27,6 +27,7 @@ from sleep_pipeline.memories.tables import Found, read_csv, read_jsonl, read_par
 logger = logging.getLogger(__name__)
 
 _DAY = re.compile(r"(?:^|/)day_(\d+)(?:/|$)")
+_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|[nrtbf]|([\"/]))")
 _HEAD = 8192
 _LATEST = 10**11 - 1  # seconds that `utc` does not take for milliseconds; a file system can claim any
 
@@ -231,10 +232,15 @@ def _memory(source: str, found: Found, changed_ns: int, settings: CollectSetting
 def _rejected(source: str, found: Found, settings: CollectSettings) -> Rejected:
     # Quarantine is read by people: whatever the switches, it shows no secrets.
     everything = MaskSettings(phone_regions=settings.mask.phone_regions)
-    shown = _plain(mask(_whole(found.excerpt[:2000]), everything).text)
+    shown = _plain(mask(_whole(_unescaped(found.excerpt[:2000])), everything).text)
     if len(shown) > settings.excerpt:
         shown = shown[: settings.excerpt - 1] + "…"
     return Rejected(source, found.line, _plain(mask(_whole(found.reason), everything).text), shown)
+
+
+def _unescaped(text: str) -> str:
+    """The text with the characters that JSON's escapes stand for: the letter of one hides a secret right behind it."""
+    return _ESCAPE.sub(lambda found: chr(int(found[1], 16)) if found[1] else found[2] or " ", text)
 
 
 def _whole(text: str) -> str:

@@ -68,6 +68,18 @@ def digests_of_beginnings(lines: Sequence[str]) -> Iterator[str]:
         yield whole.hexdigest()
 
 
+def digests_of_turns(messages: Sequence[Message]) -> Iterator[str]:
+    """For every message of a conversation the digest of a memory that ends with it; all together in the time of one."""
+    before, _, after = json.dumps(_plain(["chat", None, [], None, None, None])).partition("]")
+    digest = hashlib.sha256(before.encode())
+    for number, message in enumerate(messages):
+        turn = json.dumps(_plain([message["role"], message["content"]]), ensure_ascii=False)
+        digest.update(f"{', ' if number else ''}{turn}".encode())
+        whole = digest.copy()
+        whole.update(f"]{after}".encode())
+        yield whole.hexdigest()
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, str):
         return " ".join(unicodedata.normalize("NFC", value).split())

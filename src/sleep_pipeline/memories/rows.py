@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sleep_pipeline.memories.bad_rows import SHOWN, BadRow, kind_of
+from sleep_pipeline.memories.bad_rows import BadRow, kind_of, shown
 from sleep_pipeline.memories.exports import chatgpt_messages, claude_messages, tally
 from sleep_pipeline.memories.records import Content, Message
 
@@ -52,6 +52,7 @@ _UNSPOKEN = re.compile(r"(?:\w+_)?call(?:_output)?|reasoning|item_reference")
 _INSTEAD = ("tool_calls", "function_call", "refusal", "audio")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _EMPTY: tuple[Any, ...] = (None, "", [])
+_SECONDS = re.compile(r"\d{9,18}(?:\.\d+)?", re.A)
 _MILLISECONDS = 1e11  # epoch seconds reach this number in the year 5138
 
 
@@ -115,7 +116,7 @@ def _nothing(row: Mapping[Any, Any]) -> str:
     empty = [name for name in (*COLUMNS, "mapping", "chat_messages") if name in row]
     if empty:
         return f'"{empty[0]}" is empty; delete the line or fill it in'
-    names = ", ".join(f'"{str(name)[:SHOWN]}"' for name in list(row)[:5]) or "nothing"
+    names = ", ".join(f'"{shown(name)}"' for name in list(row)[:5]) or "nothing"
     return (
         'the row has none of "text", "messages", "conversations", "question" with "answer", "prompt" with '
         '"completion", "instruction" with "output", and is no conversation as ChatGPT ("mapping") and Claude '
@@ -193,7 +194,7 @@ def _message(item: Any, name: str, number: int) -> Message | None:
     if isinstance(role, str) and role.lower() in _TOOLS:
         return None
     if not isinstance(role, str) or role.lower() not in roles:
-        raise BadRow(f"{where} has the unknown role {str(role)[:SHOWN]!r}; use one of {', '.join(roles)}")
+        raise BadRow(f"{where} has the unknown role {shown(role)!r}; use one of {', '.join(roles)}")
     wordless = any(item.get(key) for key in _INSTEAD)
     if isinstance(content, list):
         texts = [_part(part, where) for part in content]
@@ -235,14 +236,17 @@ def _time(row: Mapping[Any, Any], names: Sequence[str]) -> tuple[str | None, tup
 def utc(value: str | float | datetime.datetime) -> str:
     """A moment as ISO 8601 in UTC, to the second: text in ISO 8601 (without zone: UTC), or seconds since 1970.
 
+    Very many seconds are milliseconds. Tables have numbers as text: nine digits and more, for 20240506 is a date.
+
     Raises:
         ValueError, OverflowError, OSError, TypeError: it is no moment.
     """
     if isinstance(value, bool):
         raise TypeError(f"{value} is no moment")
     if isinstance(value, str):
-        value = datetime.datetime.fromisoformat(value.strip())
-    elif isinstance(value, int | float):
+        text = value.strip()
+        value = float(text) if _SECONDS.fullmatch(text) else datetime.datetime.fromisoformat(text)
+    if isinstance(value, int | float):
         if not math.isfinite(value):
             raise ValueError(f"{value} is no moment")
         seconds = value / 1000 if abs(value) >= _MILLISECONDS else value

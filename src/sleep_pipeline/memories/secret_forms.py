@@ -33,7 +33,7 @@ _ISSUED = re.compile(
     )""",
     re.X,
 )
-_GIVEN = r"\\?[\"']?\s*(?::=|=>|[:=])\s*\\?[\"'`]?"
+_GIVEN = r"\\?[\"']?\s*(?::=|=>|[:=：])\s*\\?[\"'`]?"
 _CODE = r"(?P<secret>[\w.~+/=-]{15,}[\w~+/=-])"
 _AUTHORIZED = re.compile(
     rf"\bauthorization{_GIVEN}(?:bearer|token|oauth|api-?key|bot|jwt|negotiate)\s+{_CODE}", re.I | re.A
@@ -68,9 +68,22 @@ _FIELD = re.compile(
 )
 # A line that sets a password and says nothing else, as in settings and environments.
 _SETTING = re.compile(
-    rf"^[ \t]*(?:export[ \t]+|-[ \t]+)?[\w.-]{{0,40}}{_PASSWORDS}[\w.-]{{0,20}}(?:[ \t]*=[ \t]*|:[ \t]+)"
+    rf"^[ \t]*(?:export[ \t]+|-[ \t]+)?[\w.-]{{0,40}}{_PASSWORDS}[\w.-]{{0,20}}(?:[ \t]*[=：][ \t]*|:[ \t]+)"
     r"[\"']?(?P<secret>[^\s\"'<>$]{3,200})[\"']?[ \t]*$",
     re.I | re.M,
+)
+_NAME = r"[A-Za-z_$][\w$]*"
+# Brackets behind which more follows are no call.
+_REFERENCE = re.compile(
+    rf"""https?://
+    | \$\{{?(?:[A-Z]+(?:_[A-Z0-9]+)*|[a-z]+(?:_[a-z]+)+)[^\w!@#%^&*+]*$  # a variable of a shell
+    | (?=[^_]*_)[A-Za-z_]+(?:\.[A-Za-z_]+)+[;,)\]}}]*$                  # an attribute
+    | (?!.*[)\]][\w!@#$%^&*+])(?:
+        {_NAME}(?:\.{_NAME})*[\[(](?:$|["')\]]|{_NAME}[.=,(\[)\]])     # a call, or a place in a mapping
+      | {_NAME}(?:\.{_NAME})+\(\d+\)
+      )
+    """,
+    re.X,
 )
 _CURL = re.compile(
     r"\b(?:curl|wget|http)\b[^\n]{0,300}?\s(?:-u|--user)[ =][\"']?[^\s:\"']{1,100}:(?P<secret>[^\s\"']{1,200})"
@@ -92,6 +105,15 @@ def _always(found: str) -> bool:
 
 def _is_password(found: str) -> bool:
     return len(found) >= 4 and found.count(" ") <= 1 and found.lower() not in _PLACEHOLDERS
+
+
+def is_reference(found: str) -> bool:
+    """Whether it is a link, or what code says in the place of a secret, such as a call: where one is, and not which."""
+    return bool(_REFERENCE.match(found))
+
+
+def _is_set(found: str) -> bool:
+    return _is_password(found) and not is_reference(found)
 
 
 def _is_code(found: str) -> bool:
@@ -131,7 +153,7 @@ _FORMS: tuple[tuple[re.Pattern[str], Callable[[str], bool]], ...] = (
     (_PARAMETER_PASSWORD, _always),
     (_PARAMETER, _is_opaque),
     (_FIELD_PASSWORD, _is_password),
-    (_SETTING, _is_password),
+    (_SETTING, _is_set),
     (_CURL, _always),
     (_MYSQL, _always),
     (_WEBHOOK, _always),

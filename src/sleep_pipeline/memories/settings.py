@@ -54,7 +54,8 @@ class DuplicateSettings(_Settings):
     Attributes:
         threshold: least Jaccard similarity of their shingles; 1 drops only what differs in case and punctuation.
         shingle: words a shingle; longer ones make the comparison stricter.
-        permutations: of MinHash; more miss fewer duplicates and cost time in proportion.
+        permutations: of MinHash, which finds what to compare where `keep_changed_facts` is off; more miss fewer
+            duplicates and cost time in proportion.
         seed: of the permutations.
         keep_changed_facts: keep a near-duplicate that brings a word which the other lacks: a correction is news, even
             in an otherwise equal text.

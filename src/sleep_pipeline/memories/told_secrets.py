@@ -5,7 +5,8 @@ a colon or an equals sign, the next word is one if the clause ends with it, or c
 `for` or `please`; but not if it is one of the words that say how a password is, where, or what to do about it: those of
 a list, and participles and adjectives by their endings. "The wifi password is sunflower" tells one; "the password is
 wrong", "is required" and "is on the door" do not. So a password such as "wrong" stays, and "the password is history" is
-masked. Only a passphrase has several words, and names of variables and types in code are none.
+masked. Only a passphrase has several words, and names of variables and types in code are none. Six digits behind "PIN
+code" are an Indian address unless `is` or `was` stands between them.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from collections.abc import Callable
 _NAMES = r"(?:passwo?rd|passwd|pass[ -]?phrase|pass[ -]?code|pwd|pw|passwort|kennwort)"
 _OF = r"(?:\s+(?:for|of|to|on|für|von|zum|zur)(?:\s+[\w'’-]+(?:[@.][\w-]+)*){1,4}?)?"
 _NOW = r"(?:\s+(?:now|still|just|simply|again|jetzt))?"
-_SAYS = rf"(?:\s*[*_\"'`]{{0,3}}\s*(?P<set>[:=])|\s+(?:is|was|ist|war|lautet){_NOW}\s*:?)"
+_SAYS = rf"(?:\s*[*_\"'`]{{0,3}}\s*(?P<set>[:=：])|\s+(?P<is>is|was|ist|war|lautet){_NOW}\s*[:：]?)"
 _OPEN = r"[ \t]*[*_]{0,3}[ \t]*[\"'`“„‘]?"
 # In code a name stands where people write the password.
 _NO_NAME = r"(?(set)(?!\w*(?:passwo?rd|passwd|passphrase|passcode|pwd|secret|credential)))"
-_ENDS = r"[\"'`*_”“’]{0,3}(?:[.!?,;)\]]+[\"'`”“’]?(?:\s|$)|\s*(?:\||$)"
+# Behind a quote it may be JSON that ends.
+_ENDS = r"[\"'`*_”“’]{0,3}(?:[.!?,;)\]]+[\"'`”“’]?[,;)\]}]*(?:\s|$)|(?<=[\"'`])[}\]]+,?(?:\s|$)|\s*(?:\||$)"
+_CELL = r"\s*[*_`]{0,3}\s*\|(?=[\s*_`]*\d+[*_`]{0,3}\s*(?:\||$))"
 
 _PASSWORD = re.compile(
     rf"\b{_NAMES}{_OF}{_SAYS}{_OPEN}{_NO_NAME}(?P<secret>[^\W_][\w@#$%&+-]{{2,63}})"
@@ -32,9 +35,17 @@ _PHRASE = re.compile(
     re.I | re.M,
 )
 _PIN = re.compile(
-    rf"\bpin(?:[ -]?(?:code|number|no\.?|nummer))?{_OF}(?:{_SAYS}|(?<=code)|(?<=number)){_OPEN}"
-    r"(?P<secret>\d{4,8})(?![\w-]|[.,:/]\d)",
+    rf"\bpin(?:(?P<code>[ -]?code)|[ -]?(?:number|no\.?|nummer))?{_OF}(?:{_SAYS}|{_CELL}|(?<=code)|(?<=number)){_OPEN}"
+    r"(?(code)(?(is)|(?![1-9]\d{5}(?!\d))))(?P<secret>\d{4,8})(?![\w-]|[.,:/]\d)",
     re.I,
+)
+# What is asked for is at the question's end: "What is a password manager?" asks for none, nor does who changed it.
+_ASKS = re.compile(
+    r"\b(?:what|tell|give|remind|send|know|was ist|was war|wie)\b"
+    r"(?:(?!\b(?:who|when|where|why|how|happen|chang|reset|forg[eo]t|steal|stole))[^.!?\n]){0,80}?"
+    rf"(?<!\ba )\b(?:pin(?:[ -]?(?:code|number|no\.?|nummer))?|(?P<name>{_NAMES})){_OF}"
+    r"(?:\s+(?:again|now|please|jetzt|nochmal))?\s*(?:[?.!,]|$)",
+    re.I | re.M,
 )
 # Of the words that say something about a password. Endings stand for the many participles and adjectives.
 _SAID_OF_ONE = frozenset(
@@ -66,7 +77,7 @@ _BETWEEN = frozenset(
 
 _SSN_NAMES = (
     r"(?:SSN|ITIN|social[ -]security[ -](?:number|no\.?|num\.?|nr\.?|#)"
-    r"|social[ -]security(?:[ ]card)?(?=\s*[:#=]|\s+is\b))"
+    r"|social[ -]security(?:[ ]card)?(?=\s*[:：#=]|\s+is\b))"
 )
 _SSN_TOLD = re.compile(
     rf"\b{_SSN_NAMES}s?[^\d\n]{{0,24}}(?<![\w.-])(?P<secret>\d{{3}}([ -]?)\d{{2}}\2\d{{4}})(?![\w-]|[.,]\d)", re.I
@@ -90,9 +101,15 @@ def mask_told(line: str) -> tuple[str, int]:
     """The line with `[SECRET]` in the place of every password and PIN that its words announce, and how many."""
     count = 0
     for pattern, is_one in ((_PHRASE, _is_phrase), (_PASSWORD, _is_word_for_one), (_PIN, str.isdigit)):
-        line, found = _put(line, pattern, is_one, "[SECRET]")
+        line, found = put_mark(line, pattern, is_one, "[SECRET]")
         count += found
     return line, count
+
+
+def asked_for(text: str) -> str | None:
+    """By which name a text asks for a password or a PIN, as in "What is the wifi password?"; None if it does not."""
+    found = _ASKS.search(text)
+    return None if found is None else found["name"] or "PIN"
 
 
 def mask_ssns(text: str) -> tuple[str, int]:
@@ -101,8 +118,8 @@ def mask_ssns(text: str) -> tuple[str, int]:
     Whatever is told to be one is one, in groups of 3, 2 and 4 digits or without; where nothing tells it, only what has
     hyphens between its groups and is ever given out.
     """
-    text, told = _put(text, _SSN_TOLD, lambda found: True, "[SSN]")
-    text, alone = _put(text, _SSN, _is_given_out, "[SSN]")
+    text, told = put_mark(text, _SSN_TOLD, lambda found: True, "[SSN]")
+    text, alone = put_mark(text, _SSN, _is_given_out, "[SSN]")
     return text, told + alone
 
 
@@ -112,7 +129,8 @@ def _is_given_out(found: str) -> bool:
     return bool(ssn.is_valid(found)) or bool(itin.is_valid(found))
 
 
-def _put(line: str, pattern: re.Pattern[str], is_one: Callable[[str], bool], mark: str) -> tuple[str, int]:
+def put_mark(line: str, pattern: re.Pattern[str], is_one: Callable[[str], bool], mark: str) -> tuple[str, int]:
+    """The line with the mark in the place of every `secret` of the pattern that is one, and how many there were."""
     told, done = [], 0
     for match in pattern.finditer(line):
         if is_one(match["secret"]):

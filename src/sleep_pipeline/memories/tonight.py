@@ -11,7 +11,7 @@ from sleep_pipeline.memories.duplicates import drop_near_duplicates
 from sleep_pipeline.memories.files import READERS
 from sleep_pipeline.memories.passages import HEADING
 from sleep_pipeline.memories.reading import Reading, day_of, new_memories, read_folder
-from sleep_pipeline.memories.records import Duplicate, Memory, Rejected, digests_of_beginnings
+from sleep_pipeline.memories.records import Duplicate, Memory, Rejected, digests_of_beginnings, digests_of_turns
 from sleep_pipeline.memories.settings import CollectSettings
 
 FAR_OFF = 1000
@@ -66,14 +66,20 @@ def _could_hold_memories(source: str) -> bool:
 
 
 def without_learned(memory: Memory, known: Collection[str]) -> Memory:
-    """What of a passage is new where its beginning was learned before, as in a diary that grows from day to day.
+    """What of a memory is new where its beginning was learned before, as in a diary or a conversation that goes on.
 
-    Headings at its beginning stay. A beginning that has changed is learned again, with what follows it.
+    Headings at its beginning stay. A beginning that has changed is learned again, with what follows it; and so is a
+    conversation that does not go on with the user and a reply.
 
     Args:
         memory: whose digest is not known.
         known: digests of what earlier nights learned.
     """
+    if memory.kind == "chat":
+        turns = enumerate(digests_of_turns(memory.messages), 1)
+        more = memory.messages[max((end for end, digest in turns if digest in known), default=0) :]
+        goes_on = more and more[0]["role"] == "user" and any(turn["role"] == "assistant" for turn in more)
+        return replace(memory, messages=more) if goes_on else memory
     if memory.kind != "text" or memory.text is None:
         return memory
     lines = memory.text.split("\n")
