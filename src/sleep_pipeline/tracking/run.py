@@ -59,18 +59,25 @@ class TrackedRun:
 
     @classmethod
     def unfinished(cls, config: TrackingConfig, experiment: str, tags: Mapping[str, str]) -> "TrackedRun | None":
-        """Take up the latest run with these tags, unless it finished or there is none."""
+        """Take up the latest run with these tags, unless it finished or there is none.
+
+        Runs below it that a killed process left open end as KILLED. Whoever calls makes sure that none is alive.
+        """
         from mlflow.entities import RunStatus
 
         client = open_client(config)
+        experiments = [experiment_id(client, experiment, config)]
         query = " and ".join(f"tags.`{clean_name(name)}` = '{value}'" for name, value in tags.items())
-        found = client.search_runs(
-            [experiment_id(client, experiment, config)], query, max_results=1, order_by=["attributes.start_time DESC"]
-        )
+        found = client.search_runs(experiments, query, max_results=1, order_by=["attributes.start_time DESC"])
         if not found or found[0].info.status == RunStatus.to_string(RunStatus.FINISHED):
             return None
-        client.update_run(found[0].info.run_id, status="RUNNING")
-        return cls(client, found[0].info.run_id)
+        run_id = found[0].info.run_id
+        client.update_run(run_id, status="RUNNING")
+        with whatever_mlflow_says():
+            left_open = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"
+            for child in client.search_runs(experiments, left_open):
+                client.set_terminated(child.info.run_id, "KILLED")
+        return cls(client, run_id)
 
     @classmethod
     def start(cls, config: TrackingConfig, experiment: str, name: str, tags: Mapping[str, str]) -> "TrackedRun":
