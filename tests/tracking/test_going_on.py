@@ -102,3 +102,21 @@ def test_phases_of_a_night_that_was_killed_do_not_run_for_ever(project: Path, mo
     live(project)
     after = [("collect", "KILLED"), ("seed", "FINISHED"), ("seed", "KILLED"), ("sleep night 1", "FINISHED")]
     assert statuses(project) == after
+
+
+@pytest.mark.parametrize("life", ["new", "it's new"])
+def test_a_new_life_leaves_the_run_of_the_old_one_alone(project: Path, life: str) -> None:
+    broken(project)
+    live(project, life=life)
+    live(project)
+    nights = nights_of(project)
+    assert [run.info.status for run in nights] == ["FINISHED", "FINISHED"]
+    assert [run.data.tags["life"] for run in nights] == [(project / "data" / name).as_uri() for name in ("own", life)]
+
+
+def test_a_run_that_tells_no_life_is_not_taken_up(project: Path) -> None:
+    broken(project)
+    (night,) = nights_of(project)
+    MlflowClient(f"sqlite:///{project}/runs.db").delete_tag(night.info.run_id, "life")
+    live(project)
+    assert [run.info.status for run in nights_of(project)] == ["FAILED", "FINISHED"]

@@ -31,6 +31,10 @@ from sleep_pipeline.tracking.run import TrackedRun, whatever_mlflow_says
 logger = logging.getLogger(__name__)
 
 _NIGHT = "params:night"
+_MODELS = "models_folder"
+_SAME_NIGHT = ("life", "night", "kedro.env", "kedro.pipeline")
+"""Tags by which a night that goes on finds its run; one of an earlier release tells no life, and is not taken up."""
+
 PHASES = ("collect", "seed", "dream", "refine", "evaluate")
 WHOLE_NIGHTS = ("sleep", "__default__")
 REGISTERS = "register_night_node"
@@ -72,6 +76,9 @@ def _tags(
         night = catalog.load(_NIGHT)
     if night is not None:
         tags["night"] = str(night)
+    if _MODELS in pipeline.inputs():
+        # As an address, which has none of the quotes that would end a value in a query.
+        tags["life"] = Path(catalog.load(_MODELS)).resolve().as_uri()
     if git is not None:
         tags["mlflow.source.git.commit"] = git.commit
         tags["mlflow.source.git.branch"] = git.branch
@@ -128,7 +135,7 @@ class MlflowHook:
         self._phased = name in WHOLE_NIGHTS
         run = None
         if self._phased and "night" in tags and not os.environ.get("MLFLOW_RUN_ID"):
-            same = {key: tags[key] for key in ("night", "kedro.env", "kedro.pipeline")}
+            same = {key: tags[key] for key in _SAME_NIGHT if key in tags}
             run = TrackedRun.unfinished(self._config, experiment, same)
         if run is None:
             run = TrackedRun.start(self._config, experiment, title, tags)
@@ -182,7 +189,7 @@ class MlflowHook:
         if any(node.name == REGISTERS for node in pipeline.nodes):
             run = active_run()
             environment = str(run_params.get("env") or "base")
-            registry = NightRegistry(catalog.load("models_folder"))
+            registry = NightRegistry(catalog.load(_MODELS))
             mirror(registry, self._config, environment, run.run_id if run else None)
         self._end("FINISHED")
 
