@@ -269,14 +269,30 @@ print([name for name in ("torch", "transformers", "mlflow", "great_expectations"
     assert result.stdout == "[]\n", result.stderr
 
 
-def test_the_rollback_shows_in_mlflow(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mirrored: list[tuple[Path, int, str]] = []
+@pytest.fixture
+def mirrored(project: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, int, str]]:
+    """Folder, champion and environment of every register that was shown in MLflow."""
+    shown: list[tuple[Path, int, str]] = []
 
     def record(registry: NightRegistry, config: Any, environment: str) -> bool:
-        mirrored.append((registry.folder, registry.aliases()["champion"], environment))
+        shown.append((registry.folder, registry.aliases()["champion"], environment))
         return True
 
     monkeypatch.setattr("sleep_pipeline.tracking.registry.mirror", record)
     (project / "conf" / "base" / "mlflow.yml").write_text("enabled: true\n")
+    return shown
+
+
+def test_the_rollback_shows_in_mlflow(project: Path, mirrored: list[tuple[Path, int, str]]) -> None:
     assert invoke("rollback", "--yes", "--env=base").exit_code == 0
     assert mirrored == [(project / "data" / "06_models", 1, "base")]
+
+
+def test_the_rollback_of_a_named_register_does_not_show_as_one_of_the_environment(
+    mirrored: list[tuple[Path, int, str]], smoke: NightRegistry
+) -> None:
+    result = invoke("rollback", "--yes", "--models=data/06_models/smoke")
+    assert result.exit_code == 0, result.output
+    assert smoke.aliases()["champion"] == BASE
+    assert mirrored == []
+    assert "MLflow shows it after the next night" in result.output

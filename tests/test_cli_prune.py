@@ -96,6 +96,7 @@ def test_models_on_the_way_and_rejected_checkpoints_go(project: Path) -> None:
     assert ["night", "1", "seeded", "model", "1", "kB", "data/06_models/seeded/night_001"] in lines
     assert ["night", "3", "checkpoint,", "rejected", "1", "kB", "data/06_models/night_003"] in lines
     assert "given up: to ask the model of night 3" in output and "roll back" not in output
+    assert "given up: to write the report of night 3 again, which stays as it is\n" in output
     assert output.endswith("16 kB freed.\n")
 
 

@@ -1,5 +1,6 @@
 """The project's environment variables are set in one place and never over the user's own."""
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,27 @@ def test_mlflow_believes_that_telemetry_is_off() -> None:
     from mlflow.telemetry.utils import is_telemetry_disabled
 
     assert is_telemetry_disabled()
+
+
+def test_kedro_sends_nothing_outside_a_project_either(
+    project_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kedro.framework.cli.cli import _init_plugins
+    from kedro_telemetry.plugin import _check_for_telemetry_consent
+
+    # As an installation would write it.
+    project = tomllib.loads((project_root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    metadata = tmp_path / "sleep_pipeline-0.1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.4\nName: sleep-pipeline\nVersion: 0.1.0\n")
+    points = [
+        line
+        for group, named in project.get("entry-points", {}).items()
+        for line in (f"[{group}]", *(f"{name} = {value}" for name, value in named.items()))
+    ]
+    (metadata / "entry_points.txt").write_text("\n".join(points) + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in DEFAULTS:
+        monkeypatch.delenv(name, raising=False)
+    _init_plugins()
+    assert _check_for_telemetry_consent(tmp_path) is False

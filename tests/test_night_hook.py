@@ -20,7 +20,7 @@ from sleep_pipeline.night_going_on import ChangedSinceError
 from sleep_pipeline.night_hook import NightHook, NightRoomError, check_ancestors, check_judge, check_register
 from sleep_pipeline.night_lock import LOCK
 from sleep_pipeline.night_number import next_number
-from sleep_pipeline.registry import BASE, MANIFEST, Night, NightRegistry, RegistryError, manifest_digest
+from sleep_pipeline.registry import BASE, MANIFEST, Night, NightRegistry, PrunedError, RegistryError, manifest_digest
 
 NIGHT = Pipeline([node(lambda folder: None, "models_folder", None, name="sleeps", tags=["night"])])
 Usage = namedtuple("Usage", ("total", "used", "free"))
@@ -139,6 +139,29 @@ def test_what_is_done_again_is_no_longer_there_when_its_run_dies(tmp_path: Path,
 def test_what_a_registered_night_still_lacks_is_made(tmp_path: Path, name: str) -> None:
     registered(tmp_path, 1)
     begin(tmp_path, writing(name), params_night=1).after_pipeline_run()
+
+
+def test_a_report_whose_checkpoint_was_pruned_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+    registered(tmp_path, 1)
+    inputs = ["models_folder", "night_model"]
+    reports = Pipeline([node(lambda *_: 1, inputs, "record", name="write_report_node", tags=["night"])])
+    begin(tmp_path, reports, params_night=1).after_pipeline_run()
+    NightRegistry(tmp_path).prune([1])
+    shutil.rmtree(tmp_path / "night_001")
+    with pytest.raises(PrunedError, match=r"night 1 was pruned.*nor its report be written again"):
+        begin(tmp_path, reports, params_night=1)
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_writing_a_report_again_is_recommended_only_where_it_can_be_done(tmp_path: Path) -> None:
+    registered(tmp_path, 1)
+    with pytest.raises(RegistryError, match=r"would make its record anew.*--from-nodes=write_report_node"):
+        begin(tmp_path, writing("collect_memories_node"), params_night=1)
+    NightRegistry(tmp_path).prune([1])
+    shutil.rmtree(tmp_path / "night_001")
+    with pytest.raises(RegistryError, match="would make its record anew") as told:
+        begin(tmp_path, writing("collect_memories_node"), params_night=1)
+    assert "write_report_node" not in str(told.value)
 
 
 def test_what_a_registered_night_has_is_left_out_and_so_no_reason_to_refuse(tmp_path: Path) -> None:

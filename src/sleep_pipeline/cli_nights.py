@@ -215,14 +215,19 @@ def rollback(to: int | None, yes: bool, env: str | None, models: Path | None) ->
     except (RegistryError, NightLockError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{name_of(live.number if live else BASE)} is live.")
-    _mirror(project, registry, env)
+    _mirror(project, registry, env, named=models is not None)
 
 
-def _mirror(project: Path, registry: NightRegistry, env: str | None) -> None:
+def _mirror(project: Path, registry: NightRegistry, env: str | None, named: bool) -> None:
+    """Show the register in MLflow; of a folder that was named it is not known which environment's nights it holds."""
     from sleep_pipeline.cli import tracking_config
 
     config = tracking_config(project, env)
-    if config.enabled:
-        from sleep_pipeline.tracking.registry import mirror
+    if not config.enabled:
+        return
+    if named:
+        click.echo("MLflow shows it after the next night of its environment; with --env alone, at once.")
+        return
+    from sleep_pipeline.tracking.registry import mirror
 
-        mirror(registry, config, env or "base")
+    mirror(registry, config, env or "base")

@@ -54,6 +54,7 @@ def _lines(pruning: Pruning, project: Path) -> Iterator[str]:
         yield f"given up: to roll back to {_list(pruning.rollbacks)}"
     if pruning.checkpoints:
         yield f"given up: to ask the model of {_list(pruning.checkpoints)}"
+        yield f"given up: to write the report of {_list(pruning.checkpoints)} again, which stays as it is"
     if pruning.unfinished:
         yield f"{_list(pruning.unfinished)} without a report: nothing of it is touched"
     if rows and _in_dvc(pruning, project):
@@ -86,7 +87,7 @@ def prune(keep: int | None, dry_run: bool, yes: bool, env: str | None) -> None:
     These are the models on the way to the checkpoint of a finished night and the checkpoints of rejected nights; with
     --keep also those of the champion's line but for the latest, itself among them. Memories, contexts, probes, metrics
     and reports stay, and so do nights that were rolled back. A night that has lost its checkpoint can be asked no more,
-    nor be rolled back to.
+    nor be rolled back to, nor can its report be written again.
     """
     from sleep_pipeline.cli_plan import size_in_words
     from sleep_pipeline.night_lock import NightLock, NightLockError

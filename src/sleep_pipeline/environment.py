@@ -1,7 +1,8 @@
 """The environment variables this project wants, in one place.
 
 They switch off every tool's telemetry and a few noisy defaults. Tools read them when they are
-imported, so `apply_defaults` runs first thing in `cli.py`, in `settings.py` and in `tests/conftest.py`.
+imported, so `apply_defaults` runs first thing in `cli.py`, in `settings.py` and in `tests/conftest.py`, and Kedro calls
+it before every command, wherever that is given (`kedro.init` in `pyproject.toml`).
 """
 
 import os

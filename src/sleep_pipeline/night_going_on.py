@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 COLLECTS = "collect_memories_node"
 _SUMMARY, _MEMORIES, _SETTINGS = "collect_summary", "memories", "params:collect"
+_CHECKPOINT = "night_model"
 _ENDS = frozenset({"decide_night_node", "register_night_node", "write_report_node"})
 """Nodes that compute nothing with the model; `register_night_node` rejects a night whose parent is live no more."""
 
@@ -64,19 +65,24 @@ def check_records(registry: NightRegistry, night: int, runs: Iterable[Node]) -> 
         runs: the nodes that are to run.
 
     Raises:
-        RegistryError: the night is registered, and a node would make its records anew.
+        RegistryError: the night is registered, and a node would make its records anew, or reads its checkpoint, which
+            is gone.
     """
-    if night not in registry.nights():
+    known = registry.nights().get(night)
+    if known is None:
         return
+    runs = list(runs)
     first = next((node for node in runs if node.outputs and node.name not in _FINISH), None)
     if first is not None:
         outputs = ", ".join(first.outputs)
+        again = f"; its report alone is written again with `{night_command(night, 'write_report_node')}`"
         raise RegistryError(
             f"night {night} is registered, and {first.name} would make its {outputs} anew, by which later nights are "
             f"asked and compared: run its memories as night {registry.next_night()}, after `sleep-pipeline rollback"
-            f"{environment_option()}` if it was promoted; its report alone is written again with "
-            f"`{night_command(night, 'write_report_node')}`"
+            f"{environment_option()}` if it was promoted{'' if registry.lacks(known) else again}"
         )
+    if any(_CHECKPOINT in node.inputs for node in runs):
+        registry.checkpoint(night)
 
 
 def clear_outputs(catalog: CatalogProtocol[Any, Any], runs: Sequence[Node]) -> None:

@@ -39,7 +39,7 @@ class Pruning:
 
     Attributes:
         removals: by night.
-        checkpoints: nights that can be asked no more.
+        checkpoints: nights that can be asked no more, and whose report cannot be written again.
         rollbacks: those of them that the champion grew from, and could have been rolled back to.
         unfinished: registered nights that lack their report; whatever is theirs stays.
     """

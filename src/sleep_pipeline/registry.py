@@ -150,8 +150,8 @@ class NightRegistry:
         folder = self.folder / night.checkpoint
         if self.lacks(night):
             raise PrunedError(
-                f"the checkpoint of night {number} was pruned to free the disk: it can neither go live nor be asked. "
-                f"If DVC has it, `dvc checkout {folder}` brings it back"
+                f"the checkpoint of night {number} was pruned to free the disk: it can neither go live nor be asked, "
+                f"nor its report be written again. If DVC has it, `dvc checkout {folder}` brings it back"
             )
         found = manifest_digest(folder)
         if found != night.manifest_digest:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sleep_pipeline.evaluation.gate import GateSettings, decide
 from sleep_pipeline.evaluation.retention import Retention
 from sleep_pipeline.reporting import DreamSample, Example, Memories, NightPoint, NightReport, render
-from sleep_pipeline.reporting.charts import percent
+from sleep_pipeline.reporting.charts import heat_map, percent
 from sleep_pipeline.reporting.markup import Html, element, join
 
 ATTACK = """<script>alert(1)</script><img src=x onerror="alert(2)">' " & </main></body> javascript:alert(3)"""
@@ -163,6 +163,27 @@ def test_the_heat_map_has_the_number_in_every_cell(changed: Callable[..., NightR
     heat = html[html.index('class="heat"') :]
     cells = re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", heat[: heat.index("</table>")])
     assert cells == ["after ↓ of →", "2", "5", "mean", "2", "50", "", "50", "5", "25", "100", "62"]
+
+
+def life_of(nights: int) -> Retention:
+    return Retention(tuple(tuple((1, int((i + j) % 3 == 0)) for j in range(i + 1)) for i in range(nights)))
+
+
+@pytest.mark.parametrize(("nights", "shown"), [(36, [*range(1, 37)]), (40, [1, 2, 3, 4, 5, "…", *range(11, 41)])])
+def test_of_a_long_life_the_heat_map_shows_the_first_nights_and_the_latest(nights: int, shown: list[int | str]) -> None:
+    retention = life_of(nights)
+    html = heat_map(retention)
+    rows = [re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", row) for row in html.split("<tr>")[1:]]
+    names = [str(night) for night in shown]
+    assert rows[0][1:-1] == names and [row[0] for row in rows[1:]] == names
+    assert {len(row) for row in rows} == {len(names) + 2}
+    means = retention.means()
+    assert rows[-1][-2:] == [f"{100 * means[-1, -1]:.0f}", f"{100 * means[-1].mean():.0f}"], "over all nights"
+    assert ("Nights 6 to 10 are left out" in html) == ("…" in names)
+
+
+def test_a_year_of_nights_leaves_the_heat_map_small() -> None:
+    assert len(heat_map(life_of(365))) < 250_000
 
 
 def test_a_first_night_without_anything_optional_still_gives_a_page(report: NightReport) -> None:

@@ -16,6 +16,7 @@ from mlflow.tracking import MlflowClient
 from sleep_pipeline import tracking
 from sleep_pipeline.metrics import NullSink
 from sleep_pipeline.session import NightSession
+from sleep_pipeline.tracking.git import GitState
 from sleep_pipeline.tracking.run import TrackedRun, TrackingError
 
 SETTINGS = """
@@ -72,10 +73,45 @@ def test_a_server_that_goes_away_ends_no_run(
 
     monkeypatch.setattr(MlflowClient, "set_terminated", gone)
     monkeypatch.setattr(TrackedRun, "set_tags", gone)
+    monkeypatch.setattr(TrackedRun, "log_params", gone)
     execute(project)
     assert "MLflow does not take what the run says (OSError: connection refused)" in caplog.text
     with pytest.raises(ValueError, match="the toy is broken"):
         execute(project, toy={"fail": True})
+
+
+def made_elsewhere(project: Path) -> str:
+    """Make the experiment of the toy as one of a project that was moved: its folder cannot be made any more."""
+    was = project.parent / "was"
+    was.touch()
+    return client_of(project).create_experiment("toys", artifact_location=(was / "files" / "toys").as_uri())
+
+
+def test_a_project_that_was_moved_still_runs_and_is_told_what_to_do(
+    project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    number = made_elsewhere(project)
+    changed = GitState("0" * 40, "main", "+ a change", ("new.py",))
+    monkeypatch.setattr("sleep_pipeline.tracking.hooks.git_state", lambda _: changed)
+    execute(project)
+    execute(project)
+    assert [run.info.status for run in runs_of(project)] == ["FINISHED"] * 2
+    renaming = f"mlflow experiments rename --experiment-id {number} --new-name 'toys before'"
+    assert caplog.text.count(renaming) == 1, "once"
+    client_of(project).rename_experiment(number, "toys before")
+    caplog.clear()
+    execute(project)
+    (run,) = runs_of(project)
+    assert (project / "files" / "toys" / run.info.run_id / "artifacts" / "git" / "untracked.txt").is_file()
+    assert "was the project moved" not in caplog.text
+
+
+def test_a_folder_that_was_moved_and_linked_is_where_files_go(project: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (project.parent / "was").symlink_to(project)
+    elsewhere = (project.parent / "was" / "files" / "toys").as_uri()
+    client_of(project).create_experiment("toys", artifact_location=elsewhere)
+    execute(project)
+    assert "was the project moved" not in caplog.text
 
 
 def test_step_metrics_and_durations_are_recorded(project: Path) -> None:
@@ -258,6 +294,23 @@ def test_files_and_figures_are_stored_in_the_active_run(project: Path, tmp_path:
     assert Path(client.download_artifacts(run.run_id, "model/card.md")).read_text(encoding="utf-8") == "model card"
     assert Path(client.download_artifacts(run.run_id, "plots/loss.png")).read_bytes().startswith(b"\x89PNG")
     assert (Path(client.download_artifacts(run.run_id, "conf")) / "base" / "mlflow.yml").is_file()
+
+
+def test_files_and_figures_that_cannot_be_stored_cost_no_work(project: Path) -> None:
+    from matplotlib.figure import Figure
+
+    from sleep_pipeline.tracking.active import set_active_run
+    from sleep_pipeline.tracking.config import TrackingConfig
+
+    made_elsewhere(project)
+    run = TrackedRun.start(TrackingConfig(tracking_uri="sqlite:///runs.db").resolved(project), "toys", "by hand", {})
+    set_active_run(run)
+    try:
+        tracking.log_artifact(project / "conf")
+        tracking.log_figure(Figure(), "plots/loss.png")
+    finally:
+        set_active_run(None)
+        run.finish("FINISHED")
 
 
 def test_without_a_run_everything_goes_nowhere(tmp_path: Path) -> None:

@@ -6,8 +6,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sleep_pipeline.evaluation.retention import Retention
+from sleep_pipeline.evaluation.retention import Floats, Retention
 from sleep_pipeline.reporting.markup import Html, element, join
+
+_FIRST, _LATEST = 5, 30
+"""Nights of a long life that the matrix R shows: its cells grow with the square of them, to megabytes in a year."""
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 320.0, 150.0, 44.0, 60.0, 12.0, 22.0
 
@@ -125,36 +128,60 @@ def _runs(points: Sequence[tuple[int, float | None]]) -> list[list[tuple[int, fl
 
 
 def heat_map(retention: Retention) -> Html:
-    """Return R as a table with a colour a cell; every cell carries its number."""
+    """Return R as a table with a colour a cell; every cell carries its number.
+
+    Of a long life the first nights and the latest are shown, and a note says so; the means are over all.
+    """
     means = retention.means()
-    asked = [len(retention.scores[j][j]) for j in range(len(retention))]
+    nights = _shown(len(retention))
     head = element(
         "tr",
         element("th", "after ↓ of →", scope="col"),
-        *(
-            element("th", night, scope="col", title=f"{count} questions of night {night}")
-            for night, count in zip(retention.nights, asked, strict=True)
-        ),
+        *(_heading(retention, j) for j in nights),
         element("th", "mean", scope="col"),
     )
     rows = []
-    for i, night in enumerate(retention.nights):
-        cells = [
-            element(
-                "td",
-                f"{100 * means[i, j]:.0f}",
-                class_="own" if i == j else None,
-                style=f"background: rgb(var(--heat) / {0.04 + 0.52 * means[i, j]:.2f})",
-                title=f"after night {night}: {percent(means[i, j], 1)} of night {retention.nights[j]}'s questions",
-            )
-            if j <= i
-            else element("td", "", aria_label="not asked yet")
-            for j in range(len(retention))
-        ]
+    for i in nights:
+        if i is None:
+            rows.append(element("tr", element("th", "…", scope="row"), *(element("td", "") for _ in (*nights, "mean"))))
+            continue
+        cells = (_cell(retention, means, i, j) for j in nights)
         mean = element("th", f"{100 * means[i, : i + 1].mean():.0f}", scope="row", class_="mean")
-        rows.append(element("tr", element("th", night, scope="row"), *cells, mean))
+        rows.append(element("tr", element("th", retention.nights[i], scope="row"), *cells, mean))
+    table = element("table", element("thead", head), element("tbody", *rows), class_="heat")
+    note = None
+    if None in nights:
+        words = f"Nights {retention.nights[_FIRST]} to {retention.nights[-_LATEST - 1]} are left out of the table"
+        note = element("p", f"{words}; means and measures are over all nights.", class_="note")
+    return join(element("div", table, class_="wide"), note)
+
+
+def _shown(nights: int) -> list[int | None]:
+    """Places of the nights that the matrix shows; None stands where some are left out."""
+    if nights <= _FIRST + _LATEST + 1:
+        return [*range(nights)]
+    return [*range(_FIRST), None, *range(nights - _LATEST, nights)]
+
+
+def _heading(retention: Retention, j: int | None) -> Html:
+    if j is None:
+        return element("th", "…", scope="col")
+    night, asked = retention.nights[j], len(retention.scores[j][j])
+    return element("th", night, scope="col", title=f"{asked} questions of night {night}")
+
+
+def _cell(retention: Retention, means: Floats, i: int, j: int | None) -> Html:
+    if j is None:
+        return element("td", "")
+    if j > i:
+        return element("td", "", aria_label="not asked yet")
+    words = f"{percent(means[i, j], 1)} of night {retention.nights[j]}'s questions"
     return element(
-        "div", element("table", element("thead", head), element("tbody", *rows), class_="heat"), class_="wide"
+        "td",
+        f"{100 * means[i, j]:.0f}",
+        class_="own" if i == j else None,
+        style=f"background: rgb(var(--heat) / {0.04 + 0.52 * means[i, j]:.2f})",
+        title=f"after night {retention.nights[i]}: {words}",
     )
 
 

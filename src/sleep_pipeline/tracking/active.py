@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sleep_pipeline.metrics import MetricSink, NullSink
-from sleep_pipeline.tracking.run import TrackedRun
+from sleep_pipeline.tracking.run import TrackedRun, whatever_mlflow_says
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,12 +48,23 @@ def night_sink() -> MetricSink:
 
 
 def log_artifact(path: Path | str, folder: str | None = None) -> None:
-    """Store the file or folder at `path` in the active run, if there is one."""
+    """Store the file or folder at `path` in the active run, if there is one; where MLflow fails, that is a warning.
+
+    Raises:
+        FileNotFoundError: nothing is at `path`.
+    """
     if _active is not None:
-        _active.log_artifact(Path(path), folder)
+        if not Path(path).exists():
+            raise FileNotFoundError(f"Cannot store {path} as an artifact: there is no such file or folder.")
+        with whatever_mlflow_says():
+            _active.log_artifact(Path(path), folder)
 
 
 def log_figure(figure: "Figure", artifact_file: str) -> None:
-    """Store a matplotlib figure as `artifact_file` in the active run, if there is one."""
+    """Store a matplotlib figure as `artifact_file` in the active run, if there is one.
+
+    Where MLflow fails, that is a warning.
+    """
     if _active is not None:
-        _active.log_figure(figure, artifact_file)
+        with whatever_mlflow_says():
+            _active.log_figure(figure, artifact_file)

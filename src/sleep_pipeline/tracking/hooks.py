@@ -8,8 +8,6 @@ Whether or not anything is recorded, what a node that fails had made by then is 
 import logging
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +26,18 @@ from sleep_pipeline.tracking.flatten import clean_name, used_parameters
 from sleep_pipeline.tracking.git import GitState, git_state
 from sleep_pipeline.tracking.inputs import NightInputs
 from sleep_pipeline.tracking.registry import mirror
-from sleep_pipeline.tracking.run import TrackedRun
+from sleep_pipeline.tracking.run import TrackedRun, whatever_mlflow_says
 
 logger = logging.getLogger(__name__)
 
 _NIGHT = "params:night"
+_MODELS = "models_folder"
+_SAME_NIGHT = ("life", "night", "kedro.env", "kedro.pipeline")
+"""Tags by which a night that goes on finds its run; one of an earlier release tells no life, and is not taken up."""
+
 PHASES = ("collect", "seed", "dream", "refine", "evaluate")
 WHOLE_NIGHTS = ("sleep", "__default__")
 REGISTERS = "register_night_node"
-
-
-@contextmanager
-def _whatever_mlflow_says() -> Iterator[None]:
-    """Go on where MLflow fails after a run has begun: what it shows is a view of the night, and not the night."""
-    try:
-        yield
-    except Exception as error:
-        logger.warning("MLflow does not take what the run says (%s: %s); the run goes on", type(error).__name__, error)
 
 
 def _phase_of(node: Node) -> str | None:
@@ -83,6 +76,9 @@ def _tags(
         night = catalog.load(_NIGHT)
     if night is not None:
         tags["night"] = str(night)
+    if _MODELS in pipeline.inputs():
+        # As an address, which has none of the quotes that would end a value in a query.
+        tags["life"] = Path(catalog.load(_MODELS)).resolve().as_uri()
     if git is not None:
         tags["mlflow.source.git.commit"] = git.commit
         tags["mlflow.source.git.branch"] = git.branch
@@ -139,7 +135,7 @@ class MlflowHook:
         self._phased = name in WHOLE_NIGHTS
         run = None
         if self._phased and "night" in tags and not os.environ.get("MLFLOW_RUN_ID"):
-            same = {key: tags[key] for key in ("night", "kedro.env", "kedro.pipeline")}
+            same = {key: tags[key] for key in _SAME_NIGHT if key in tags}
             run = TrackedRun.unfinished(self._config, experiment, same)
         if run is None:
             run = TrackedRun.start(self._config, experiment, title, tags)
@@ -148,10 +144,13 @@ class MlflowHook:
         set_active_run(run)
         self._started = {"": time.perf_counter()}
         logger.info("MLflow run %s in %s", run.run_id, self._config.shown_uri)
-        run.log_params(used_parameters(pipeline, catalog))
+        parameters = used_parameters(pipeline, catalog)
+        with whatever_mlflow_says():
+            run.log_params(parameters)
         if git is not None and git.dirty:
-            run.log_text(git.diff, "git/uncommitted.diff")
-            run.log_text("\n".join(git.untracked), "git/untracked.txt")
+            with whatever_mlflow_says():
+                run.log_text(git.diff, "git/uncommitted.diff")
+                run.log_text("\n".join(git.untracked), "git/untracked.txt")
 
     @hook_impl
     def before_node_run(self, node: Node, catalog: CatalogProtocol[Any, Any], inputs: dict[str, Any]) -> None:
@@ -160,7 +159,7 @@ class MlflowHook:
         if run is not None and self._phased and phase is not None and phase != self._phase:
             self._end_phase("FINISHED")
             self._phase = phase
-            with _whatever_mlflow_says():
+            with whatever_mlflow_says():
                 set_phase_run(run.child(phase, {"phase": phase}))
         if run is not None and phase is not None:
             child = phase_run()
@@ -178,7 +177,7 @@ class MlflowHook:
         _write_made(error, node, catalog)
         run = active_run()
         if run is not None:
-            with _whatever_mlflow_says():
+            with whatever_mlflow_says():
                 run.set_tags({"error.node": node.name})
             self._log_seconds(node.name)
 
@@ -190,7 +189,7 @@ class MlflowHook:
         if any(node.name == REGISTERS for node in pipeline.nodes):
             run = active_run()
             environment = str(run_params.get("env") or "base")
-            registry = NightRegistry(catalog.load("models_folder"))
+            registry = NightRegistry(catalog.load(_MODELS))
             mirror(registry, self._config, environment, run.run_id if run else None)
         self._end("FINISHED")
 
@@ -199,7 +198,7 @@ class MlflowHook:
         """End the run as FAILED, with the error as a tag, unless there was nothing to do."""
         run, quiet = active_run(), isinstance(error, NothingToDo)
         if run is not None:
-            with _whatever_mlflow_says():
+            with whatever_mlflow_says():
                 run.set_tags({"nothing_to_do": str(error)} if quiet else {"error": f"{type(error).__name__}: {error}"})
         self._end("FINISHED" if quiet else "FAILED")
 
@@ -215,7 +214,7 @@ class MlflowHook:
         self._phase = None
         set_phase_run(None)
         if run is not None:
-            with _whatever_mlflow_says():
+            with whatever_mlflow_says():
                 run.finish(status)
 
     def _end(self, status: str) -> None:
@@ -226,5 +225,5 @@ class MlflowHook:
         if status != "KILLED":
             self._log_seconds("")
         set_active_run(None)
-        with _whatever_mlflow_says():
+        with whatever_mlflow_says():
             run.finish(status)

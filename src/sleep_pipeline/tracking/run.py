@@ -9,9 +9,14 @@ import atexit
 import getpass
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from sleep_pipeline.tracking.config import TrackingConfig
 from sleep_pipeline.tracking.database import open_client
@@ -33,6 +38,15 @@ class TrackingError(RuntimeError):
     """MLflow cannot record the run as configured."""
 
 
+@contextmanager
+def whatever_mlflow_says() -> Iterator[None]:
+    """Go on where MLflow fails after a run has begun: what it shows is a view of the night, and not the night."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning("MLflow does not take what the run says (%s: %s); the run goes on", type(error).__name__, error)
+
+
 class TrackedRun:
     """A started MLflow run: takes parameters, tags, metrics and files until `finish`."""
 
@@ -45,18 +59,25 @@ class TrackedRun:
 
     @classmethod
     def unfinished(cls, config: TrackingConfig, experiment: str, tags: Mapping[str, str]) -> "TrackedRun | None":
-        """Take up the latest run with these tags, unless it finished or there is none."""
+        """Take up the latest run with these tags, unless it finished or there is none.
+
+        Runs below it that a killed process left open end as KILLED. Whoever calls makes sure that none is alive.
+        """
         from mlflow.entities import RunStatus
 
         client = open_client(config)
+        experiments = [experiment_id(client, experiment, config)]
         query = " and ".join(f"tags.`{clean_name(name)}` = '{value}'" for name, value in tags.items())
-        found = client.search_runs(
-            [experiment_id(client, experiment, config)], query, max_results=1, order_by=["attributes.start_time DESC"]
-        )
+        found = client.search_runs(experiments, query, max_results=1, order_by=["attributes.start_time DESC"])
         if not found or found[0].info.status == RunStatus.to_string(RunStatus.FINISHED):
             return None
-        client.update_run(found[0].info.run_id, status="RUNNING")
-        return cls(client, found[0].info.run_id)
+        run_id = found[0].info.run_id
+        client.update_run(run_id, status="RUNNING")
+        with whatever_mlflow_says():
+            left_open = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"
+            for child in client.search_runs(experiments, left_open):
+                client.set_terminated(child.info.run_id, "KILLED")
+        return cls(client, run_id)
 
     @classmethod
     def start(cls, config: TrackingConfig, experiment: str, name: str, tags: Mapping[str, str]) -> "TrackedRun":
@@ -123,13 +144,7 @@ class TrackedRun:
         self.client.log_text(self.run_id, text, artifact_file)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Store the file or folder at `path` below the artifact folder `folder`.
-
-        Raises:
-            FileNotFoundError: nothing is at `path`.
-        """
-        if not path.exists():
-            raise FileNotFoundError(f"Cannot store {path} as an artifact: there is no such file or folder.")
+        """Store the file or folder at `path`, which exists, below the artifact folder `folder`."""
         if path.is_dir():
             target = f"{folder}/{path.name}" if folder else path.name
             self.client.log_artifacts(self.run_id, str(path), target)
@@ -163,6 +178,9 @@ def _user() -> str:
 def experiment_id(client: "MlflowClient", name: str, config: TrackingConfig) -> str:
     """Return the id of the experiment `name`, which is made if there is none.
 
+    One whose files go to another folder than is configured stays as it is, with a warning: MLflow keeps an absolute
+    path, which is a wrong one once the project was moved.
+
     Raises:
         TrackingError: the experiment was deleted.
     """
@@ -172,10 +190,10 @@ def experiment_id(client: "MlflowClient", name: str, config: TrackingConfig) -> 
         return client.get_experiment_by_name(name)
 
     experiment = existing()
+    location = f"{config.artifact_location.rstrip('/')}/{clean_name(name)}"
     if experiment is None:
-        location = config.artifact_location.rstrip("/")
         try:
-            return client.create_experiment(name, artifact_location=f"{location}/{clean_name(name)}")
+            return client.create_experiment(name, artifact_location=location)
         except MlflowException:
             # Another process may have made it in between.
             experiment = existing()
@@ -187,4 +205,32 @@ def experiment_id(client: "MlflowClient", name: str, config: TrackingConfig) -> 
             f"`mlflow experiments restore --experiment-id {experiment.experiment_id}` or name another one "
             "in conf/local/mlflow.yml."
         )
-    return str(experiment.experiment_id)
+    number = str(experiment.experiment_id)
+    there, here = _local_folder(str(experiment.artifact_location)), _local_folder(location)
+    if there is not None and (here is None or there.resolve() != here.resolve()):
+        _warn_of_folder(name, number, there, here or location, config.shown_uri)
+    return number
+
+
+def _local_folder(location: str) -> Path | None:
+    """The folder that an artifact location means; None for one of a server or store."""
+    parts = urlsplit(location)
+    if parts.scheme == "file":
+        return Path(url2pathname(parts.path))
+    return None if parts.scheme else Path(location)
+
+
+@cache
+def _warn_of_folder(name: str, number: str, there: Path, here: Path | str, shown_uri: str) -> None:
+    """Say once a process that files of an experiment go elsewhere, and what to do about it."""
+    command = f"mlflow experiments rename --experiment-id {number} --new-name {shlex.quote(f'{name} before')}"
+    logger.warning(
+        "Files of the MLflow experiment %r go to %s, not to %s: was the project moved? MLflow cannot change that. Make "
+        "the one a link to the other, or give the experiment another name, and the next run makes a new one: "
+        "`MLFLOW_TRACKING_URI=%s %s`",
+        name,
+        there,
+        here,
+        shlex.quote(shown_uri),
+        command,
+    )
