@@ -8,6 +8,7 @@ import peft
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from tiny_models import (
     build,
     fill,
@@ -324,6 +325,30 @@ class TestLoraBeside:
         model, dreamer = self.both()
         model.unload()
         assert torch.equal(logits(dreamer), logits(self.lora_alone()))
+
+    @pytest.mark.parametrize("merge", [False, True])
+    def test_unloading_the_lora_leaves_the_memory(self, merge: bool) -> None:
+        model, dreamer = self.both()
+        together, memory_alone = logits(model), with_memory(three_levels())
+        learn(memory_alone, 3)
+        if merge:
+            dreamer.merge_and_unload()
+            torch.testing.assert_close(logits(model), together)
+        else:
+            dreamer.unload()
+            assert torch.equal(logits(model), logits(memory_alone))
+        assert {name for name, _ in model.named_parameters()} == set(snapshot(memory_alone))
+
+    def test_the_lora_is_merged_and_unmerged_under_the_memory(self) -> None:
+        model, dreamer = self.both()
+        together = logits(model)
+        dreamer.merge_adapter()
+        assert all(module.merged for module in dreamer.modules() if isinstance(module, LoraLayer))
+        torch.testing.assert_close(logits(model), together)
+        dreamer.unmerge_adapter()
+        torch.testing.assert_close(logits(model), together)
+        with pytest.raises(ValueError, match="cannot be merged into the base weights"):
+            model.merge_and_unload()
 
 
 def test_a_memory_injected_without_a_peft_model_obeys_peft_and_works() -> None:

@@ -135,6 +135,10 @@ class ContinuumMemoryModel(BaseTuner):
     def _check_merge_allowed(self) -> None:
         refuse_merge()
 
+    def unmerge_adapter(self) -> None:
+        """Refuse: see `refuse_merge`."""
+        refuse_merge()
+
     def _unload_and_optionally_merge(
         self,
         merge: bool = True,
