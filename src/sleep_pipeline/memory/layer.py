@@ -16,6 +16,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from sleep_pipeline.memory.blocks import device_and_dtype
 from sleep_pipeline.memory.experts import add_as_loud
 from sleep_pipeline.memory.levels import Level
 from sleep_pipeline.memory.state import MemoryState, Plan
@@ -52,9 +53,7 @@ class ContinuumLayer(nn.Module, BaseTunerLayer):
     def add(self, adapter_name: str, state: MemoryState) -> None:
         """Allocate the tensors of a new adapter's memory."""
         config = state.config
-        reference = next((p for p in self.base_layer.parameters() if p.is_floating_point()), None)
-        dtype = torch.get_default_dtype() if reference is None else reference.dtype
-        device = torch.device("cpu") if reference is None else reference.device
+        device, dtype = device_and_dtype(self.base_layer)
         self.continuum_levels[adapter_name] = nn.ModuleList(
             Level(
                 level,
