@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from tiny_models import (
+    VOCAB,
     build,
     fill,
     learn,
@@ -23,6 +24,7 @@ from tiny_models import (
     with_memory,
 )
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from sleep_pipeline.memory import (
     BlockError,
@@ -146,6 +148,17 @@ def test_adapters_made_from_one_configuration_object_keep_their_own_state() -> N
     assert model.peft_config["default"].state != model.peft_config["other"].state
 
 
+def test_a_memory_made_from_the_configuration_of_another_begins_empty(tmp_path: Path) -> None:
+    model = with_memory(one_level())
+    learn(model)
+    model.save_pretrained(str(tmp_path))
+    for config in (model.peft_config["default"], peft.PeftConfig.from_pretrained(str(tmp_path))):
+        fresh = with_memory(config)
+        assert states_of(fresh)["default"].table.active(1) == ()
+        assert unlock(fresh, 1) == 0
+    assert states_of(model)["default"].table.active(1) == (0,)
+
+
 def test_a_loaded_memory_can_be_taught_on(tmp_path: Path) -> None:
     model = with_memory(one_level())
     learn(model)
@@ -236,6 +249,19 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(tmp_path: Path) -
         path.write_text(json.dumps(record))
         with pytest.raises((ValueError, SlotError), match=message):
             peft.PeftModel.from_pretrained(build(), str(tmp_path))
+
+
+def test_a_memory_of_a_model_whose_vocabulary_was_resized_is_loaded_onto_the_base_model(tmp_path: Path) -> None:
+    build().save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    model = get_peft_model(base, one_level())
+    learn(model)
+    expected = logits(model)
+    model.get_base_model().resize_token_embeddings(VOCAB + 8)
+    with pytest.warns(UserWarning, match="embedding layer has been resized"):
+        model.save_pretrained(str(tmp_path / "memory"))
+    loaded = peft.PeftModel.from_pretrained(build(), str(tmp_path / "memory"))
+    assert torch.equal(logits(loaded), expected)
 
 
 def test_only_some_layers_may_carry_a_memory(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def describe(model: nn.Module, trace: RoutingTrace | None = None, adapter_name: 
                 **counts,
                 "period": config.period,
                 "rank": config.rank,
-                "moved": state.moved[number - 1],
+                "moved": state.moved[number - 1] > 0,
                 "pending": state.pending[number - 1],
             }
         )

@@ -100,7 +100,7 @@ class Consolidation:
         """Whether the sender's base weights have anything to move: they learned now or before."""
         if not CONTEXT < self.sender < self.receiver:
             return False
-        return self.state.moved[self.sender - 1] or self.state.pending[self.sender - 1] > 0
+        return self.state.moved[self.sender - 1] > 0 or self.state.pending[self.sender - 1] > 0
 
     def begin(self) -> "Consolidation":
         """Compute the sender's prospective weights and unlock the new expert.
@@ -226,7 +226,10 @@ class Consolidation:
         return "" if self.adapter_name == "default" else self.adapter_name
 
     def _save(self, directory: str) -> None:
-        self.model.save_pretrained(directory, selected_adapters=[self.adapter_name])  # type: ignore[operator]
+        # Left to itself, PEFT asks the hub whether the base model's vocabulary was resized.
+        self.model.save_pretrained(  # type: ignore[operator]
+            directory, selected_adapters=[self.adapter_name], save_embedding_layers=False
+        )
 
     def _log(self, event: str, **fields: Any) -> None:
         if self.journal is not None:
@@ -295,7 +298,7 @@ class Consolidation:
                         tensors.get_parameter(base).copy_(tensors.get_parameter(future))
                         tensors.get_parameter(future).zero_()
                         tensors.get_parameter(total).zero_()
-            moved[self.sender - 1] = moved[self.sender - 1] or pending[self.sender - 1] > 0
+            moved[self.sender - 1] += pending[self.sender - 1] > 0
             pending[self.sender - 1] = 0
         self.state.table, self.state.moved, self.state.pending = table, moved, pending
         self.state.changed()
