@@ -150,14 +150,16 @@ class Consolidation:
         precision they go on from values that were rounded when the memory was loaded.
 
         Raises:
-            SlotError: no sleep is under way, or a plastic one was begun in this very process.
+            SlotError: no sleep is under way, or a plastic one was begun or taken up in this very process.
         """
         state = state_of(model, adapter_name)
         sleep = state.table.sleep
         if sleep is None:
             raise SlotError("no sleep is under way in this memory: begin one")
         if state.hidden:
-            raise SlotError("this plastic sleep is open in this process: commit or abort it where it was begun")
+            raise SlotError(
+                "this plastic sleep is open in this process: commit or abort it where it was begun or taken up"
+            )
         self = cls.__new__(cls)
         self.model, self.state = model, state
         self.adapter_name = next(name for name, other in states_of(model).items() if other is state)
@@ -206,8 +208,7 @@ class Consolidation:
                     slots = tensors.get_parameter(name)
                     self._stored.append((slots, slots.data))
                     dtype = torch.promote_types(slots.dtype, torch.float32)
-                    if not self._resumed:
-                        self.state.hidden.append((slots, slots.data.to(dtype)))
+                    self.state.hidden.append((slots, slots.data.to(dtype)))
                     slots.data = slots.data.to(dtype, copy=True)
 
     def _compute(self) -> None:
