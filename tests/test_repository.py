@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 LOCKS = ["requirements.lock", "requirements-bootstrap.lock"]
 # An absolute path below one of the folders where people and machines keep things of their own.
@@ -78,6 +79,15 @@ def test_every_dependency_is_locked(project_root: Path, pyproject: dict[str, Any
     wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
     names = {normalised(re.split(r"[\s\[<>=!~;]", requirement)[0]) for requirement in wanted}
     assert names - locked(read(project_root / "requirements.lock")).keys() == set()
+
+
+def test_every_locked_version_is_one_that_the_project_takes(project_root: Path, pyproject: dict[str, Any]) -> None:
+    project = pyproject["project"]
+    wanted = [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"]["dev"]]
+    taken = {normalised(requirement.name): requirement.specifier for requirement in wanted}
+    pinned = re.findall(r"^([A-Za-z0-9][\w.-]*)==([^\s;]+)", read(project_root / "requirements.lock"), re.M)
+    pins = [(normalised(name), version) for name, version in pinned]
+    assert [(name, version) for name, version in pins if name in taken and version not in taken[name]] == []
 
 
 def test_the_tool_that_installs_is_locked(project_root: Path) -> None:

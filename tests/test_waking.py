@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sleep_pipeline.cli import cli
+from sleep_pipeline.datasets.pretrained import FILES, file_digests
 from sleep_pipeline.night_model import LevelSettings, MachineSettings, MemorySettings, NightModel, StorePart, open_model
 from sleep_pipeline.registry import BASE, MANIFEST, Night, NightRegistry, PrunedError, RegistryError, manifest_digest
 from sleep_pipeline.seeding.settings import ReplaySettings
@@ -78,11 +79,18 @@ def sleep_plastically(model: Any, night: int) -> None:
         sleep.commit()
 
 
-def register(registry: NightRegistry, opened: NightModel, number: int, parent: int, base: str) -> None:
+def register(
+    registry: NightRegistry, opened: NightModel, number: int, parent: int, base: str, dtype: str = "auto"
+) -> None:
     checkpoint = registry.folder / f"night_{number:03d}"
     opened.model.save_pretrained(str(checkpoint))
     StorePart(opened.store).save_pretrained(str(checkpoint))
-    manifest = {"night": number, "base_model": {"name": base}, "memory": MEMORY.model_dump(mode="json")}
+    manifest = {
+        "night": number,
+        "base_model": {"name": base, "dtype": dtype},
+        "memory": MEMORY.model_dump(mode="json"),
+        FILES: file_digests(checkpoint),
+    }
     (checkpoint / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     time = "2026-11-25T03:00:00+00:00"
     registry.register(Night(number, parent, checkpoint.name, manifest_digest(checkpoint), time))
@@ -145,6 +153,28 @@ def test_the_parents_checkpoint_is_read_only_where_experts_were_changed(life: Pa
     shutil.rmtree(copied / "night_003")
     with pytest.raises(RegistryError, match="night_003 holds no complete checkpoint"):
         woken(copied, 4)
+
+
+def test_a_damaged_checkpoint_of_the_parent_is_noticed_where_it_is_read(life: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(life, tmp_path / "life")
+    weights = copied / "night_002/adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
+    with pytest.raises(ValueError, match=r"night_002/adapter_model.safetensors has the digest .* \(dvc checkout\)"):
+        woken(copied, 3)
+
+
+def test_a_night_is_asked_in_the_dtype_of_the_nights(base: str, tmp_path: Path) -> None:
+    import torch
+
+    machine = MachineSettings(device="cpu", dtype="bfloat16")
+    live = open_model(base, machine, MEMORY, ReplaySettings(), None)
+    sleep_once(live.model, 1)
+    register(NightRegistry(tmp_path), live, 1, BASE, base, machine.dtype)
+    awake = woken(tmp_path, 1)
+    assert awake.opened.model.dtype == torch.bfloat16
+    for side in awake.sides:
+        with side.view():
+            assert logits(awake.opened.model).dtype == torch.bfloat16
 
 
 @pytest.mark.slow

@@ -224,7 +224,7 @@ def open_model(
         model = get_peft_model(base, wanted)
         store = ReplayStore(replay.stored_capacity, replay.open_book_capacity)
     else:
-        check_files(checkpoint, _remedy(checkpoint))
+        check_files(checkpoint, remedy_for(checkpoint))
         model = PeftModel.from_pretrained(base, str(checkpoint), is_trainable=True)
         _same_memory(wanted, state_of(model).config, layers, checkpoint)
         store = ReplayStore.load(checkpoint / REPLAY)
@@ -232,7 +232,7 @@ def open_model(
     return NightModel(model.eval(), tokenizer, store)
 
 
-def _remedy(checkpoint: Path) -> str:
+def remedy_for(checkpoint: Path) -> str:
     """What to do about a damaged checkpoint: one that is not registered is made again by the same command."""
     from sleep_pipeline.registry import NightRegistry
     from sleep_pipeline.run_environment import environment_option

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sleep_pipeline.night_model import MachineSettings, MemorySettings, NightModel, open_model
+from sleep_pipeline.datasets.pretrained import check_files
+from sleep_pipeline.night_model import MachineSettings, MemorySettings, NightModel, open_model, remedy_for
 from sleep_pipeline.registry import BASE, MANIFEST, NightRegistry, PrunedError, RegistryError
 from sleep_pipeline.seeding.settings import ReplaySettings
 
@@ -71,7 +72,7 @@ def load_night(
     Args:
         folder: where the life's nights and `registry.json` lie.
         night: its number; the champion by default.
-        machine: device, dtype and threads; by default the first GPU if there is one, and the dtype of the nights.
+        machine: device, dtype and threads; by default the first GPU if there is one. The dtype `auto` is the nights'.
 
     Raises:
         RegistryError: no night is live, the night is unknown, or its checkpoint is missing or another one.
@@ -105,14 +106,14 @@ def wake_base(model: str, machine: MachineSettings, memory: MemorySettings) -> A
 def wake_night(registry: NightRegistry, number: int, machine: MachineSettings) -> Awake:
     """Load the model of a night so that it can be asked as it is and as it was before that night.
 
-    Model and memory are those that the checkpoint names. The parent is a view of the same network that leaves the
-    night's expert out; where the night changed older experts, these are read from the parent's checkpoint, and if that
-    was pruned, the night answers alone.
+    Model and memory are those that the checkpoint names, and so is the dtype, where the machine's is `auto`. The parent
+    is a view of the same network that leaves the night's expert out; where the night changed older experts, these are
+    read from the parent's checkpoint, and if that was pruned, the night answers alone.
 
     Raises:
         RegistryError: the night is unknown, or a checkpoint that is needed is missing or another one.
         ModelLoadError: the base model cannot be had.
-        ValueError: the base model is not the one that the night grew from.
+        ValueError: the base model is not the one that the night grew from, or a file of a checkpoint is damaged.
     """
     parent = registry.night(number).parent
     opened = _opened(registry, number, machine)
@@ -129,7 +130,9 @@ def _opened(registry: NightRegistry, number: int, machine: MachineSettings | Non
     """The network of a night, with the base model, its dtype and the form of memory that its checkpoint names."""
     checkpoint = registry.checkpoint(number)
     manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-    machine = machine or MachineSettings(dtype=manifest["base_model"].get("dtype", "auto"))
+    machine = machine or MachineSettings()
+    if machine.dtype == "auto":
+        machine = machine.model_copy(update={"dtype": manifest["base_model"].get("dtype", "auto")})
     # Before lives could leave layers out, all of them had a memory.
     memory = MemorySettings.model_validate({"starts_at": 0.0, **manifest["memory"]})
     return open_model(manifest["base_model"]["name"], machine, memory, ReplaySettings(), checkpoint)
@@ -148,6 +151,7 @@ def view_before(
 
     Raises:
         RegistryError: the parent's checkpoint is needed, and it is missing or another one.
+        ValueError: a file of it is damaged.
     """
     from sleep_pipeline.memory import adapters_view, base_view, experts_view, state_of
 
@@ -166,5 +170,6 @@ def view_before(
 
 
 def _load_beside(model: Any, checkpoint: Path) -> None:
+    check_files(checkpoint, remedy_for(checkpoint))
     model.load_adapter(str(checkpoint), adapter_name=_PARENT)
     model.eval()

@@ -41,7 +41,7 @@ def test_every_level_moves_in_its_own_period(tiny_model: Any, answering: Any) ->
     method = Hope(tiny_model, answering, memory(2, 4), steps=3, rows=4)
     method.observe(stream().tasks[0])
     assert state_of(method.model).pending == [1, 3, 0]
-    assert state_of(method.model).moved == [True, False, False]
+    assert [moves > 0 for moves in state_of(method.model).moved] == [True, False, False]
     method.observe(stream().tasks[1])
     assert state_of(method.model).pending == [0, 2, 0]
 

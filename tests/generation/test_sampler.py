@@ -142,6 +142,39 @@ def test_a_prompt_that_is_too_long_is_refused(tiny_model: Any, tiny_tokenizer: A
         TransformersSampler(tiny_model, tiny_tokenizer).sample([[{"role": "user", "content": "word " * 1500}]])
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_logits_that_are_no_numbers_are_refused(
+    tiny_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, temperature: float, value: float
+) -> None:
+    forward = tiny_model.forward
+
+    def overflowing(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        output.logits[-1, -1, 5] = value
+        return output
+
+    monkeypatch.setattr(tiny_model, "forward", overflowing)
+    settings = SamplingSettings(max_new_tokens=2, temperature=temperature, top_k=3, top_p=0.9)
+    with pytest.raises(FloatingPointError, match=r"not finite in torch\.float32: load it in bfloat16 or float32"):
+        TransformersSampler(tiny_model, tiny_tokenizer, settings).sample(PROMPTS)
+
+
+def test_tokens_that_a_model_never_says_are_no_overflow(
+    tiny_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = tiny_model.forward
+
+    def masked(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        output.logits[..., 40:] = -torch.inf
+        return output
+
+    monkeypatch.setattr(tiny_model, "forward", masked)
+    sampler = TransformersSampler(tiny_model, tiny_tokenizer, SamplingSettings(max_new_tokens=4))
+    assert all(max(reply.ids, default=0) < 40 for drawn in sampler.sample(PROMPTS, 20) for reply in drawn)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -2,7 +2,8 @@ import copy
 
 import pytest
 import torch
-from tiny_models import COMMON, GROUPED, VOCAB, WIDTH, build
+from peft import get_peft_model
+from tiny_models import COMMON, GROUPED, VOCAB, WIDTH, build, learn, logits, one_level
 from torch import nn
 from transformers import (
     BloomConfig,
@@ -18,7 +19,7 @@ from transformers import (
 )
 
 from sleep_pipeline.memory import BlockError, find_mlp_blocks
-from sleep_pipeline.memory.blocks import works_by_position
+from sleep_pipeline.memory.blocks import device_and_dtype, works_by_position
 
 
 def test_every_decoder_layer_yields_its_mlp(architecture: str) -> None:
@@ -116,3 +117,54 @@ def test_a_model_that_is_no_language_model_is_refused() -> None:
 def test_weights_on_the_meta_device_are_refused() -> None:
     with pytest.raises(BlockError, match="meta device"):
         find_mlp_blocks(build().to("meta"))
+
+
+class Quantised(nn.Module):
+    """A linear map whose weights are stored as something smaller, as quantisers of models leave them."""
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype, scaled: bool) -> None:
+        super().__init__()
+        scale = linear.weight.detach().abs().max() / 100
+        self.weight = nn.Parameter((linear.weight / scale).to(dtype), requires_grad=False)
+        if scaled:
+            self.weight_scale = nn.Parameter(scale, requires_grad=False)
+        self.scale = float(scale)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight.to(x.dtype) * self.scale)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scaled"), [(torch.float8_e4m3fn, True), (torch.float8_e4m3fn, False), (torch.int8, False)]
+)
+def test_a_quantised_base_has_a_memory_where_its_weights_are_and_in_a_dtype_that_computes(
+    dtype: torch.dtype, scaled: bool
+) -> None:
+    model = build()
+    for layer in model.model.layers:
+        for name, linear in list(layer.mlp.named_children()):
+            if isinstance(linear, nn.Linear):
+                setattr(layer.mlp, name, Quantised(linear, dtype, scaled))
+    before = logits(model)
+    memory = get_peft_model(model, one_level())
+    assert torch.equal(logits(memory), before)
+    learn(memory)
+    assert {p.dtype for name, p in memory.named_parameters() if "continuum" in name} == {torch.float32}
+    assert logits(memory).isfinite().all() and not torch.equal(logits(memory), before)
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ([torch.float8_e4m3fn, torch.bfloat16], torch.bfloat16),
+        ([torch.float8_e5m2], torch.float32),
+        ([torch.uint8, torch.float16], torch.float16),
+        ([torch.int8], torch.float32),
+    ],
+)
+def test_a_memory_is_made_where_the_first_weight_is(weights: list[torch.dtype], expected: torch.dtype) -> None:
+    block = nn.ParameterList(
+        nn.Parameter(torch.empty(2, 2, dtype=dtype, device="meta"), requires_grad=False) for dtype in weights
+    )
+    assert device_and_dtype(block) == (torch.device("meta"), expected)
+    assert device_and_dtype(nn.Identity()) == (torch.device("cpu"), torch.float32)

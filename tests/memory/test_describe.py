@@ -5,7 +5,7 @@ import torch
 from tiny_models import fill, learn, three_levels, tokens, with_memory
 from torch import nn
 
-from sleep_pipeline.memory import Consolidation, consolidation, describe, plot_slots, state_of, trace_routing
+from sleep_pipeline.memory import Consolidation, consolidation, describe, plot_slots, reset, state_of, trace_routing
 from sleep_pipeline.memory.describe import slots_over_nights
 
 
@@ -62,6 +62,16 @@ def test_the_history_shows_each_slots_night() -> None:
     assert torch.equal(held.nan_to_num(-1), torch.tensor([[1.0, -1, 3, -1], [-1.0] * 4, [-1.0] * 4]))
     held = slots_over_nights(events, 2, 3)
     assert torch.equal(held.nan_to_num(-1), torch.tensor([[-1.0, 2, 2, -1], [-1.0, -1, -1, -1], [-1.0] * 4]))
+
+
+def test_what_is_freed_by_hand_is_free_from_the_last_night_on() -> None:
+    model = with_memory(three_levels())
+    learn(model, 1, seed=1, night=1)
+    learn(model, 1, seed=2, night=2)
+    reset(model, 1, [0])
+    learn(model, 3, seed=3, night=3)
+    held = slots_over_nights(state_of(model).table.events, 1, 2)
+    assert torch.equal(held.nan_to_num(-1), torch.tensor([[1.0, -1, -1], [-1, 2, 2]]))
 
 
 @pytest.mark.slow

@@ -133,7 +133,7 @@ def test_a_level_moves_without_a_sleep_as_it_does_in_one() -> None:
         moving.apply(1)
         for one, other in zip(bases(asleep, 1), bases(awake, 1), strict=True):
             assert torch.equal(one, other)
-    assert state_of(awake).pending == [0, 2, 0] and state_of(awake).moved == [True, False, False]
+    assert state_of(awake).pending == [0, 2, 0] and state_of(awake).moved == [2, 0, 0] == state_of(asleep).moved
     assert state_of(awake).table.active(2) == ()
 
 

@@ -8,7 +8,9 @@ import peft
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from tiny_models import (
+    VOCAB,
     build,
     fill,
     learn,
@@ -22,6 +24,7 @@ from tiny_models import (
     with_memory,
 )
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from sleep_pipeline.memory import (
     BlockError,
@@ -145,6 +148,17 @@ def test_adapters_made_from_one_configuration_object_keep_their_own_state() -> N
     assert model.peft_config["default"].state != model.peft_config["other"].state
 
 
+def test_a_memory_made_from_the_configuration_of_another_begins_empty(tmp_path: Path) -> None:
+    model = with_memory(one_level())
+    learn(model)
+    model.save_pretrained(str(tmp_path))
+    for config in (model.peft_config["default"], peft.PeftConfig.from_pretrained(str(tmp_path))):
+        fresh = with_memory(config)
+        assert states_of(fresh)["default"].table.active(1) == ()
+        assert unlock(fresh, 1) == 0
+    assert states_of(model)["default"].table.active(1) == (0,)
+
+
 def test_a_loaded_memory_can_be_taught_on(tmp_path: Path) -> None:
     model = with_memory(one_level())
     learn(model)
@@ -237,6 +251,19 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(tmp_path: Path) -
             peft.PeftModel.from_pretrained(build(), str(tmp_path))
 
 
+def test_a_memory_of_a_model_whose_vocabulary_was_resized_is_loaded_onto_the_base_model(tmp_path: Path) -> None:
+    build().save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    model = get_peft_model(base, one_level())
+    learn(model)
+    expected = logits(model)
+    model.get_base_model().resize_token_embeddings(VOCAB + 8)
+    with pytest.warns(UserWarning, match="embedding layer has been resized"):
+        model.save_pretrained(str(tmp_path / "memory"))
+    loaded = peft.PeftModel.from_pretrained(build(), str(tmp_path / "memory"))
+    assert torch.equal(logits(loaded), expected)
+
+
 def test_only_some_layers_may_carry_a_memory(tmp_path: Path) -> None:
     model = with_memory(one_level(layers_to_transform=[1]))
     learn(model)
@@ -324,6 +351,30 @@ class TestLoraBeside:
         model, dreamer = self.both()
         model.unload()
         assert torch.equal(logits(dreamer), logits(self.lora_alone()))
+
+    @pytest.mark.parametrize("merge", [False, True])
+    def test_unloading_the_lora_leaves_the_memory(self, merge: bool) -> None:
+        model, dreamer = self.both()
+        together, memory_alone = logits(model), with_memory(three_levels())
+        learn(memory_alone, 3)
+        if merge:
+            dreamer.merge_and_unload()
+            torch.testing.assert_close(logits(model), together)
+        else:
+            dreamer.unload()
+            assert torch.equal(logits(model), logits(memory_alone))
+        assert {name for name, _ in model.named_parameters()} == set(snapshot(memory_alone))
+
+    def test_the_lora_is_merged_and_unmerged_under_the_memory(self) -> None:
+        model, dreamer = self.both()
+        together = logits(model)
+        dreamer.merge_adapter()
+        assert all(module.merged for module in dreamer.modules() if isinstance(module, LoraLayer))
+        torch.testing.assert_close(logits(model), together)
+        dreamer.unmerge_adapter()
+        torch.testing.assert_close(logits(model), together)
+        with pytest.raises(ValueError, match="cannot be merged into the base weights"):
+            model.merge_and_unload()
 
 
 def test_a_memory_injected_without_a_peft_model_obeys_peft_and_works() -> None:

@@ -142,6 +142,26 @@ def test_a_saved_plastic_sleep_is_resumed_and_can_be_committed_but_not_aborted(t
     torch.testing.assert_close(logits(loaded), saved[2])
 
 
+def test_the_teacher_of_a_plastic_sleep_that_was_taken_up_again_stands_still(tmp_path: Path) -> None:
+    model, _ = lived()
+    Consolidation(model, CONTEXT, 1, plastic=True).begin()
+    stir(model)
+    model.save_pretrained(tmp_path)
+    loaded = peft.PeftModel.from_pretrained(build("llama"), tmp_path, is_trainable=True)
+    sleep = Consolidation.resume(loaded)
+    with teacher_view(loaded):
+        before = logits(loaded)
+    stir(loaded)
+    student = logits(loaded)
+    with teacher_view(loaded):
+        assert torch.equal(logits(loaded), before)
+        assert not torch.equal(before, student)
+    with pytest.raises(SlotError, match="commit or abort it where it was begun or taken up"):
+        Consolidation.resume(loaded)
+    sleep.commit()
+    torch.testing.assert_close(logits(loaded), student)
+
+
 def test_a_commit_tells_that_earlier_experts_have_changed() -> None:
     model, _ = lived()
     with consolidation(model, CONTEXT, 1, night=5, plastic=True) as sleep:
@@ -156,7 +176,7 @@ def test_what_was_learned_is_not_left_out_of_a_save(tmp_path: Path) -> None:
     stir(model)
     with teacher_view(model), pytest.raises(SlotError, match="leave the view"):
         model.save_pretrained(tmp_path)
-    with pytest.raises(SlotError, match="commit or abort it where it was begun"):
+    with pytest.raises(SlotError, match="commit or abort it where it was begun or taken up"):
         Consolidation.resume(model)
 
 

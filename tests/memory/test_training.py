@@ -11,6 +11,7 @@ from sleep_pipeline.memory import (
     Consolidation,
     SlotError,
     activate,
+    base_view,
     experts_view,
     random_experts,
     reset,
@@ -297,6 +298,21 @@ class TestRandomExperts:
                 hold(rows)
                 torch.testing.assert_close(logits(model, ids[rows]), whole[rows])
         assert not torch.allclose(logits(model, ids), whole)
+
+    def test_a_view_does_without_them(self) -> None:
+        model = self.model()
+        views = [lambda: base_view(model), lambda: experts_view(model, 1, [2])]
+        expected = []
+        for view in views:
+            with view():
+                expected.append(logits(model))
+        with random_experts(model, torch.Generator().manual_seed(5), 2):
+            dreaming = logits(model)
+            for view, wanted in zip(views, expected, strict=True):
+                with view():
+                    assert torch.equal(logits(model), wanted)
+            assert torch.equal(logits(model), dreaming)
+        assert not torch.equal(logits(model), dreaming)
 
     def test_without_experts_there_is_nothing_to_draw(self) -> None:
         model = with_memory(one_level())

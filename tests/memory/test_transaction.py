@@ -13,6 +13,7 @@ from tiny_models import (
     everything,
     fill,
     learn,
+    live_a_day,
     lived,
     logits,
     one_level,
@@ -372,6 +373,18 @@ def test_a_memory_of_another_name_is_recovered_too(tmp_path: Path) -> None:
     assert torch.equal(logits(loaded), logits(model))
 
 
+def test_keeping_a_journal_asks_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", lambda name, _: asked.append(name))
+    base = build()
+    base.name_or_path = "somebody/some-model"
+    model = peft.get_peft_model(base, one_level())
+    with consolidation(model, CONTEXT, 1, journal=Journal(tmp_path)) as sleep:
+        fill(model, 1, seed=1)
+        sleep.commit()
+    assert recover(tmp_path) is not None and asked == []
+
+
 def test_what_changed_between_sleeps_is_not_lost_in_a_crash(tmp_path: Path) -> None:
     model = with_memory(one_level())
     journal = Journal(tmp_path)
@@ -384,6 +397,26 @@ def test_what_changed_between_sleeps_is_not_lost_in_a_crash(tmp_path: Path) -> N
     _, found = load(tmp_path)
     assert unchanged(found, by_hand)
     assert Journal(tmp_path).recover().interrupted is None, "the first recovery closed the record"
+
+
+def test_a_level_that_moved_without_a_sleep_is_not_lost_in_a_crash(tmp_path: Path) -> None:
+    model, updates = lived()
+    journal = Journal(tmp_path)
+    with consolidation(model, 1, 2, updates=updates, journal=journal) as sleep:
+        sleep.commit()
+    live_a_day(model, updates, seed=1)
+    updates.apply(1)
+    updates.apply(2)
+    with consolidation(model, CONTEXT, 1, journal=journal) as sleep:
+        sleep.commit()
+    for seed in (2, 3):
+        live_a_day(model, updates, seed=seed)
+        updates.apply(1)
+        updates.apply(2)
+    by_day = everything(model)
+    Consolidation(model, CONTEXT, 1, journal=journal).begin()
+    _, found = load(tmp_path)
+    assert unchanged(found, by_day)
 
 
 def test_a_damaged_log_is_reported_and_a_torn_last_line_is_not(tmp_path: Path) -> None:

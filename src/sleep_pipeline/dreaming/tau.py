@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from sleep_pipeline.dreaming.dreams import to_row
 from sleep_pipeline.dreaming.rows import IGNORED, Row, Stack, predictions, side_by_side
 from sleep_pipeline.dreaming.settings import TauSettings
+from sleep_pipeline.generation.modes import plain_generation
 from sleep_pipeline.generation.reading import logit_batches
-from sleep_pipeline.generation.replies import GREEDY
 from sleep_pipeline.generation.sampler import end_marks
 from sleep_pipeline.memory.beside import network_of
 from sleep_pipeline.memory.blocks import text_config
@@ -141,13 +141,15 @@ class SaidAnswers(_Probes):
         asked = [list(self.rows[index].ids[: self.rows[index].start]) for index in batch] * copies
         padded = self.tokenizer.pad({"input_ids": asked}, padding_side="left", return_tensors="pt")
         longest = max(self.rows[index].learned for index in batch)
-        output: Tensor = model.generate(  # type: ignore[operator]
-            **padded.to(next(model.parameters()).device),
-            **GREEDY,
-            max_new_tokens=longest + 4,
-            pad_token_id=self.tokenizer.pad_token_id,
-            eos_token_id=end_marks(model, self.tokenizer) or None,
-        )
+        ends = end_marks(model, self.tokenizer) or None
+        with plain_generation(model):
+            output: Tensor = model.generate(  # type: ignore[operator]
+                **padded.to(next(model.parameters()).device),
+                do_sample=False,
+                max_new_tokens=longest + 4,
+                pad_token_id=self.tokenizer.pad_token_id,
+                eos_token_id=ends,
+            )
         said = self.tokenizer.batch_decode(output[:, padded["input_ids"].shape[1] :], skip_special_tokens=True)
         wanted = [self.probes[index].answer for index in batch] * copies
         return torch.tensor([same_answer(*pair) for pair in zip(said, wanted, strict=True)]).view(copies, -1)

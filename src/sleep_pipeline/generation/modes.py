@@ -1,4 +1,4 @@
-"""Evaluation mode for the time of a block."""
+"""A model in evaluation mode, or without its own settings for `generate`, for the time of a block."""
 
 from __future__ import annotations
 
@@ -24,3 +24,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in before:
             module.training = training
+
+
+@contextmanager
+def plain_generation(model: nn.Module) -> Iterator[None]:
+    """`generate` does what it is told and nothing else.
+
+    A model's own settings may forbid it to repeat, as it must to copy out of a text, demand so many tokens, draw, or
+    favour some tokens. `generate` takes them up even beside settings that it is given.
+    """
+    from transformers import GenerationConfig
+
+    from sleep_pipeline.memory.beside import network_of
+
+    network = network_of(model)
+    before = network.generation_config
+    network.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        network.generation_config = before

@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from sleep_pipeline.generation.modes import plain_generation
 from sleep_pipeline.generation.sampler import check_window, encode_prompts, end_marks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-GREEDY: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
-"""What `generate` is told besides, or a model's own configuration would keep it from copying out of a text."""
 
 
 def greedy_replies(
@@ -46,16 +44,17 @@ def greedy_replies(
     order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     replies = [""] * len(encoded)
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    ends = end_marks(model, tokenizer) or None
     bar: Any = tqdm(batches, progress, disable=None if progress else True, unit="batch")
     for batch in bar:
         padded = tokenizer.pad({"input_ids": [encoded[index] for index in batch]}, return_tensors="pt").to(model.device)
-        with torch.inference_mode():
+        with torch.inference_mode(), plain_generation(model):
             output = model.generate(
                 **padded,
-                **GREEDY,
+                do_sample=False,
                 max_new_tokens=max_new_tokens,
                 pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=end_marks(model, tokenizer) or None,
+                eos_token_id=ends,
             )
         texts = tokenizer.batch_decode(output[:, padded["input_ids"].shape[1] :], skip_special_tokens=True)
         for index, text in zip(batch, texts, strict=True):

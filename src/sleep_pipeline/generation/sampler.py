@@ -144,6 +144,7 @@ class TransformersSampler:
 
         Raises:
             ValueError: a prompt and its reply do not fit into the model's window.
+            FloatingPointError: the model's logits are not finite.
         """
         return self.continue_ids(encode_prompts(self._tokenizer, prompts), count, seed, progress)
 
@@ -154,6 +155,7 @@ class TransformersSampler:
 
         Raises:
             ValueError: a prompt and its reply do not fit into the model's window.
+            FloatingPointError: the model's logits are not finite.
         """
         import torch
 
@@ -208,6 +210,12 @@ class TransformersSampler:
             going = torch.ones(rows, dtype=torch.bool, device=device)
             for step in range(limit):
                 tokens, values = self._pick(logits, noise[live, step])
+                # One logit that is infinite or no number makes every log-probability of its row no number.
+                if values[going].isnan().any():
+                    raise FloatingPointError(
+                        f"the model's logits are not finite in {model.dtype}: load it in bfloat16 or float32 (in a "
+                        "night: machine.dtype); if it is already, its weights are damaged"
+                    )
                 said[live[going], step], log_probs[live[going], step] = tokens[going], values[going]
                 going &= ~torch.isin(tokens, ends)
                 left = int(going.sum())

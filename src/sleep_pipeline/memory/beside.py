@@ -49,7 +49,8 @@ def add_beside(model: nn.Module, config: PeftConfig, adapter_name: str = "defaul
     """Put another adapter on a network that has a memory and return it as a PEFT model of its own.
 
     Both PEFT models share the network: either one's forward pass runs both. `disable_adapter()` of each
-    switches only its own layers, and both train at once unless the other is frozen.
+    switches only its own layers, `unload()` of each removes only its own, and both train at once unless the other is
+    frozen.
     """
     with memory_aside(model):
         return get_peft_model(network_of(model), config, adapter_name=adapter_name)

@@ -16,6 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+COMPUTING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Dtypes of weights that are not quantised."""
+
 
 class BlockError(ValueError):
     """The model has no MLP block that the memory could wrap."""
@@ -106,24 +109,34 @@ def _output(module: nn.Module, x: Tensor) -> Tensor | None:
     return result if isinstance(result, Tensor) and result.shape == x.shape else None
 
 
+def device_and_dtype(block: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Return where `block` computes, and a dtype that hidden states and new weights beside it can have.
+
+    Quantised weights (float8, or integers with their scales) tell the device alone.
+    """
+    weights = list(block.parameters())
+    dtypes = [weight.dtype for weight in weights if weight.dtype in COMPUTING]
+    device = weights[0].device if weights else torch.device("cpu")
+    return device, dtypes[0] if dtypes else torch.get_default_dtype()
+
+
 def works_by_position(module: nn.Module, hidden_size: int) -> bool:
     """Whether `module` maps hidden states to hidden states, each position by itself.
 
     Raises:
         BlockError: its weights are on the meta device, so it cannot be tried out.
     """
-    reference = next(module.parameters())
-    if reference.device.type == "meta":
+    device, dtype = device_and_dtype(module)
+    if device.type == "meta":
         raise BlockError(
             "the base model's weights are on the meta device, so its layers cannot be told apart: load the weights "
             "first, or name the MLP blocks in target_modules"
         )
-    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.get_default_dtype())
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn((2, 4, hidden_size), generator=generator)
-    first = noise[:1].to(reference.device, dtype)
+    first = noise[:1].to(device, dtype)
     second = first.clone()
-    second[:, 1] = 4 * noise[1:, 1].to(reference.device, dtype)
+    second[:, 1] = 4 * noise[1:, 1].to(device, dtype)
     with _evaluating(module):
         before, after = _output(module, first), _output(module, second)
     if before is None or after is None:

@@ -82,7 +82,8 @@ class ContinuumMemoryConfig(PeftConfig):
             names, or a regular expression over them, for a model that the rule does not understand.
         base_digest: SHA-256 of the base model's weights; filled in when the memory is attached and compared
             when it is loaded. None skips the comparison.
-        state: the slot table, kept up to date for saving.
+        state: the slot table, kept up to date for saving. A memory that is attached begins empty, and takes over the
+            state in the file of the weights when these are loaded.
     """
 
     levels: list[LevelConfig] = field(default_factory=lambda: [LevelConfig()])

@@ -122,7 +122,7 @@ def describe(model: nn.Module, trace: RoutingTrace | None = None, adapter_name: 
                 **counts,
                 "period": config.period,
                 "rank": config.rank,
-                "moved": state.moved[number - 1],
+                "moved": state.moved[number - 1] > 0,
                 "pending": state.pending[number - 1],
             }
         )
@@ -156,14 +156,16 @@ def slots_over_nights(events: Sequence[tuple[int | None, int, int, str]], level:
     """Return what each slot of `level` held at the end of each night, `[num_slots, nights]`.
 
     The value is the night in which the slot's expert was unlocked; NaN where the slot was free. Nights are
-    those that the events name, in order of first appearance.
+    those that the events name, in order of first appearance; an event without one counts to the last that was named.
     """
     nights = list(dict.fromkeys(night for night, *_ in events if night is not None))
     held = torch.full((num_slots, len(nights)), torch.nan)
     present: dict[int, float] = {}
     for column, now in enumerate(nights):
+        latest = nights[0]
         for night, of_level, slot, event in events:
-            if night != now or of_level != level:
+            latest = latest if night is None else night
+            if latest != now or of_level != level:
                 continue
             if event == "reset":
                 present.pop(slot, None)

@@ -16,6 +16,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from sleep_pipeline.memory.blocks import device_and_dtype
 from sleep_pipeline.memory.experts import add_as_loud
 from sleep_pipeline.memory.levels import Level
 from sleep_pipeline.memory.state import MemoryState, Plan
@@ -52,9 +53,7 @@ class ContinuumLayer(nn.Module, BaseTunerLayer):
     def add(self, adapter_name: str, state: MemoryState) -> None:
         """Allocate the tensors of a new adapter's memory."""
         config = state.config
-        reference = next((p for p in self.base_layer.parameters() if p.is_floating_point()), None)
-        dtype = torch.get_default_dtype() if reference is None else reference.dtype
-        device = torch.device("cpu") if reference is None else reference.device
+        device, dtype = device_and_dtype(self.base_layer)
         self.continuum_levels[adapter_name] = nn.ModuleList(
             Level(
                 level,
@@ -185,12 +184,36 @@ class ContinuumLayer(nn.Module, BaseTunerLayer):
             self.continuum_levels[adapter_name].to(target)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Refuse: see `refuse_merge`."""
-        refuse_merge()
+        """Refuse (see `refuse_merge`), unless the call comes from another tuner on the same model."""
+        if not any(state.owned for state in self.states.values()):
+            refuse_merge()
 
     def unmerge(self) -> None:
-        """Refuse: see `refuse_merge`."""
-        refuse_merge()
+        """As `merge`: nothing was merged."""
+        self.merge()
+
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
+    ) -> "ContinuumLayer":
+        """Stay where another tuner on the same model is unloaded; the memory's own tuner takes this layer out itself.
+
+        PEFT looks for no layers inside this one, so those of the other tuner in the block are unloaded here.
+        """
+        unloaded: list[str] = []
+        for name, module in list(self.named_modules())[1:]:
+            if not isinstance(module, BaseTunerLayer) or any(name.startswith(f"{outer}.") for outer in unloaded):
+                continue
+            unloaded.append(name)
+            unload = getattr(module, "unload_and_optionally_merge_module", None)
+            if unload is not None:
+                plain = unload(merge=merge, safe_merge=safe_merge, adapter_names=adapter_names)
+            else:
+                if merge:
+                    module.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+                plain = module.get_base_layer()
+            parent, _, child = name.rpartition(".")
+            setattr(self.get_submodule(parent), child, plain)
+        return self
 
 
 def refuse_merge() -> None:

@@ -167,7 +167,7 @@ class Level(nn.Module):
 
     @torch.no_grad()
     def open_workspace(self, slot: int, unlocks: int) -> None:
-        """Prepare a fresh expert: random `A`, zero `B` (an exact no-op), zero key, the initial offset.
+        """Prepare a fresh expert: random `A`, zero `B` (so that it adds nothing), zero key, the initial offset.
 
         Every slot draws its own `A`, and another one each time that it is unlocked: experts that began alike would read
         the same directions of their input.

@@ -87,6 +87,8 @@ class ContinuumMemoryModel(BaseTuner):
                 "same, pass a config with base_digest=None"
             )
         peft_config.base_digest = digest
+        # The configuration of another memory tells of experts whose tensors are not here; loading brings both.
+        peft_config.state = None
         self._pending_state = MemoryState.of(peft_config)
         self._hidden_size = hidden_size
 
@@ -133,6 +135,10 @@ class ContinuumMemoryModel(BaseTuner):
                         level.upcast_trained()
 
     def _check_merge_allowed(self) -> None:
+        refuse_merge()
+
+    def unmerge_adapter(self) -> None:
+        """Refuse: see `refuse_merge`."""
         refuse_merge()
 
     def _unload_and_optionally_merge(
@@ -203,11 +209,12 @@ class ContinuumMemoryModel(BaseTuner):
         if not states:
             raise ValueError(f"there is no continuum memory named {adapter_name!r} on this model")
         state = states[0]
-        file = dict(state_dict)
-        encoded = file.pop(next((key for key in file if key.endswith(STATE_KEY)), ""), None)
+        encoded = next((value for key, value in state_dict.items() if key.endswith(STATE_KEY)), None)
         if encoded is None:
             raise ValueError(f"the saved adapter has no {STATE_KEY!r}: it was not saved by a continuum memory")
         record = json.loads(bytes(encoded.cpu().numpy()))
+        # PEFT saves the embeddings, too, where the vocabulary was resized. They are the base model's.
+        file = {key: value for key, value in state_dict.items() if ".continuum_levels." in key}
         found = _full_tensors(model, adapter_name, state, record, file)
         state.adopt(record)
         state.changed()

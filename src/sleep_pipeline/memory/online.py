@@ -128,7 +128,7 @@ class WakeUpdates:
                 tensors.get_parameter(future).zero_()
                 tensors.get_parameter(total).zero_()
         self.committed(level)
-        self.state.moved[level - 1] = True
+        self.state.moved[level - 1] += 1
         self.state.pending[level - 1] = 0
         self.state.changed()
 

@@ -68,7 +68,10 @@ def outside_views(state: MemoryState) -> None:
 def unlock(
     model: nn.Module, level: int, night: int | None = None, origin: str = "", adapter_name: str | None = None
 ) -> int:
-    """Put a fresh expert of `level` into training, an exact no-op until it is trained; return its slot.
+    """Put a fresh expert of `level` into training and return its slot.
+
+    It adds nothing until it is trained, and where each expert opens on its own account not a bit of the model changes.
+    Where they compete, by `top_k` or a router such as `null_softmax`, its gate takes from the others' at once.
 
     Raises:
         SlotError: no such level, no free slot, or another slot is in training.

@@ -111,8 +111,8 @@ class MemoryState:
     Attributes:
         config: the adapter's configuration; its `state` is kept up to date for saving.
         table: the slots.
-        moved: per level, whether its base weights have changed since they were made (a level whose base never
-            moved is an exact no-op and is skipped).
+        moved: per level, how often its base weights have changed since they were made (a level whose base never
+            moved is an exact no-op and is skipped); memories saved before this was counted hold whether they have.
         pending: per level, how many steps its accumulated gradient holds.
         awake: whether the base weights' gradients are being accumulated, so that they must be computed.
         trainable: whether what a sleep trains may receive gradients.
@@ -125,7 +125,7 @@ class MemoryState:
 
     config: "ContinuumMemoryConfig"
     table: SlotTable
-    moved: list[bool]
+    moved: list[int]
     pending: list[int]
     awake: bool = False
     trainable: bool = True
@@ -142,7 +142,7 @@ class MemoryState:
     def of(cls, config: "ContinuumMemoryConfig") -> "MemoryState":
         """Return the state that `config` describes: the saved one, or all slots free."""
         sizes = [level.num_slots for level in config.levels]
-        state = cls(config, SlotTable.of_sizes(sizes), [False] * len(sizes), [0] * len(sizes))
+        state = cls(config, SlotTable.of_sizes(sizes), [0] * len(sizes), [0] * len(sizes))
         if config.state is not None:
             state.adopt(config.state)
         state.refresh()
@@ -282,7 +282,7 @@ class MemoryState:
         """
         sleep = self.table.sleep
         sending = sleep is not None and sleep.sender == level != sleep.receiver
-        return sending and (self.moved[level - 1] or self.pending[level - 1] > 0)
+        return sending and (self.moved[level - 1] > 0 or self.pending[level - 1] > 0)
 
     def with_view(self, level: int, **changes: Any) -> View:
         """Return the present view with `changes` to one level's entry."""

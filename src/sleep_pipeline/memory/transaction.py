@@ -100,7 +100,7 @@ class Consolidation:
         """Whether the sender's base weights have anything to move: they learned now or before."""
         if not CONTEXT < self.sender < self.receiver:
             return False
-        return self.state.moved[self.sender - 1] or self.state.pending[self.sender - 1] > 0
+        return self.state.moved[self.sender - 1] > 0 or self.state.pending[self.sender - 1] > 0
 
     def begin(self) -> "Consolidation":
         """Compute the sender's prospective weights and unlock the new expert.
@@ -150,14 +150,16 @@ class Consolidation:
         precision they go on from values that were rounded when the memory was loaded.
 
         Raises:
-            SlotError: no sleep is under way, or a plastic one was begun in this very process.
+            SlotError: no sleep is under way, or a plastic one was begun or taken up in this very process.
         """
         state = state_of(model, adapter_name)
         sleep = state.table.sleep
         if sleep is None:
             raise SlotError("no sleep is under way in this memory: begin one")
         if state.hidden:
-            raise SlotError("this plastic sleep is open in this process: commit or abort it where it was begun")
+            raise SlotError(
+                "this plastic sleep is open in this process: commit or abort it where it was begun or taken up"
+            )
         self = cls.__new__(cls)
         self.model, self.state = model, state
         self.adapter_name = next(name for name, other in states_of(model).items() if other is state)
@@ -206,8 +208,7 @@ class Consolidation:
                     slots = tensors.get_parameter(name)
                     self._stored.append((slots, slots.data))
                     dtype = torch.promote_types(slots.dtype, torch.float32)
-                    if not self._resumed:
-                        self.state.hidden.append((slots, slots.data.to(dtype)))
+                    self.state.hidden.append((slots, slots.data.to(dtype)))
                     slots.data = slots.data.to(dtype, copy=True)
 
     def _compute(self) -> None:
@@ -226,7 +227,10 @@ class Consolidation:
         return "" if self.adapter_name == "default" else self.adapter_name
 
     def _save(self, directory: str) -> None:
-        self.model.save_pretrained(directory, selected_adapters=[self.adapter_name])  # type: ignore[operator]
+        # Left to itself, PEFT asks the hub whether the base model's vocabulary was resized.
+        self.model.save_pretrained(  # type: ignore[operator]
+            directory, selected_adapters=[self.adapter_name], save_embedding_layers=False
+        )
 
     def _log(self, event: str, **fields: Any) -> None:
         if self.journal is not None:
@@ -295,7 +299,7 @@ class Consolidation:
                         tensors.get_parameter(base).copy_(tensors.get_parameter(future))
                         tensors.get_parameter(future).zero_()
                         tensors.get_parameter(total).zero_()
-            moved[self.sender - 1] = moved[self.sender - 1] or pending[self.sender - 1] > 0
+            moved[self.sender - 1] += pending[self.sender - 1] > 0
             pending[self.sender - 1] = 0
         self.state.table, self.state.moved, self.state.pending = table, moved, pending
         self.state.changed()

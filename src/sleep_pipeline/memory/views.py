@@ -25,15 +25,17 @@ def _viewed(
     for state, view in zip(states, chosen, strict=True):
         if view is not None:
             state.check(view)
-    before = [(state.view, state.past) for state in states]
+    before = [(state.view, state.past, state.random) for state in states]
     try:
         for state, view in zip(states, chosen, strict=True):
+            # Random experts were drawn among those that were on outside of the view.
+            state.random = None
             state.set_view(view)
             state.show(state.past if past is None else past)
         yield
     finally:
-        for state, (view, shown) in zip(states, before, strict=True):
-            state.view = view
+        for state, (view, shown, random) in zip(states, before, strict=True):
+            state.view, state.random = view, random
             state.refresh()
             state.show(shown)
 
@@ -46,7 +48,7 @@ def _chosen(model: nn.Module, adapter_name: str | None) -> list[MemoryState]:
 def teacher_view(model: nn.Module, adapter_name: str | None = None) -> Iterator[None]:
     """Compute as before the sleep: all active experts, current base weights, without the new expert.
 
-    In a plastic sleep that was taken up again, the experts are those that were saved.
+    In a plastic sleep that was taken up again, the experts are as they were when it was.
     """
     with _viewed(_chosen(model, adapter_name), MemoryState.teacher, past=True):
         yield
@@ -122,8 +124,9 @@ def random_experts(
     """Open one extra random expert per router and sequence while dreaming (paper.md section 4, step 1).
 
     Drawn when the block is entered, uniformly over the experts that are on, and held until it is left, so a
-    sequence keeps its experts through all its tokens. The block's value is a function that says which of the sequences,
-    and in which order, the batches hold from now on; until it is called they hold all of them.
+    sequence keeps its experts through all its tokens. A view inside the block does without them. The block's value is a
+    function that says which of the sequences, and in which order, the batches hold from now on; until it is called they
+    hold all of them.
 
     Args:
         model: a model with a memory.
