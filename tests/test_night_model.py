@@ -1,16 +1,18 @@
 """A life's memory: which layers carry it, and what a checkpoint of another form is told."""
 
 import gc
+import json
 import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sleep_pipeline import night_model
 from sleep_pipeline.datasets.pretrained import MANIFEST
-from sleep_pipeline.memory import state_of
+from sleep_pipeline.memory import OtherBaseError, state_of
 from sleep_pipeline.memory.blocks import BlockError
-from sleep_pipeline.night_model import LevelSettings, MachineSettings, MemorySettings, StorePart, open_model
+from sleep_pipeline.night_model import LevelSettings, MachineSettings, MemorySettings, open_model
 from sleep_pipeline.seeding.settings import ReplaySettings
 
 LEVELS = (LevelSettings(num_slots=3, rank=4),)
@@ -33,8 +35,8 @@ def opened(base: str, checkpoint: Path | None = None, **memory: Any) -> Any:
 
 
 def saved(night: Any, folder: Path) -> Path:
-    night.model.save_pretrained(str(folder))
-    StorePart(night.store).save_pretrained(str(folder))
+    for part in night.parts:
+        part.save_pretrained(str(folder))
     (folder / MANIFEST).write_text("{}", encoding="utf-8")
     return folder
 
@@ -119,3 +121,26 @@ def test_attention_that_cannot_be_had_and_models_without_a_block_are_told_with_t
     monkeypatch.setattr("sleep_pipeline.memory.blocks.find_mlp_blocks", none)
     with pytest.raises(BlockError, match=r"cannot have a memory, so nights .*; take a model of another kind \(no MLP"):
         open_model(base, MachineSettings(device="cpu"), settings, ReplaySettings(), None)
+
+
+def test_a_base_model_that_was_replaced_is_told_with_what_to_do(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = saved(opened(base), tmp_path / "night")
+    config = checkpoint / "adapter_config.json"
+    record = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps(record | {"base_digest": "0" * 64}), encoding="utf-8")
+    with pytest.raises(OtherBaseError, match=r"night: this memory was made for.*name the model that the nights"):
+        opened(base, checkpoint)
+    monkeypatch.setattr(night_model, "EMBEDDED", base)
+    with pytest.raises(OtherBaseError, match=r"the embedded model has been replaced.*git restore --source=COMMIT"):
+        opened(base, checkpoint)
+
+
+def test_saving_a_memory_asks_the_hub_for_nothing(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    night = opened(base)
+    night.model.peft_config["default"].base_model_name_or_path = "someone/on-the-hub"
+    asked: list[Any] = []
+    monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", lambda *args, **_: asked.append(args))
+    saved(night, tmp_path / "night")
+    assert not asked

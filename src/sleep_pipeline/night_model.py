@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, f
 
 from sleep_pipeline.datasets.pretrained import check_files
 from sleep_pipeline.hardware import keep_freed_memory, pick_device
-from sleep_pipeline.language_model import load_model
+from sleep_pipeline.language_model import EMBEDDED, load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -136,6 +136,22 @@ class NightModel:
     tokenizer: PreTrainedTokenizerBase
     store: ReplayStore
 
+    @property
+    def parts(self) -> tuple[MemoryPart, StorePart]:
+        """What a checkpoint keeps of it."""
+        return MemoryPart(self.model), StorePart(self.store)
+
+
+@dataclass(frozen=True)
+class MemoryPart:
+    """The memory as a part of a checkpoint folder."""
+
+    model: PreTrainedModel
+
+    def save_pretrained(self, save_directory: str) -> None:
+        """Write the memory into the folder, without PEFT's question to the hub about the base model's vocabulary."""
+        self.model.save_pretrained(save_directory, save_embedding_layers=False)
+
 
 @dataclass(frozen=True)
 class StorePart:
@@ -207,7 +223,7 @@ def open_model(
     """
     from peft import PeftModel, get_peft_model
 
-    from sleep_pipeline.memory import state_of
+    from sleep_pipeline.memory import OtherBaseError, state_of
     from sleep_pipeline.memory.blocks import BlockError, find_mlp_blocks
     from sleep_pipeline.seeding.replay import ReplayStore
 
@@ -225,11 +241,29 @@ def open_model(
         store = ReplayStore(replay.stored_capacity, replay.open_book_capacity)
     else:
         check_files(checkpoint, remedy_for(checkpoint))
-        model = PeftModel.from_pretrained(base, str(checkpoint), is_trainable=True)
+        try:
+            model = PeftModel.from_pretrained(base, str(checkpoint), is_trainable=True)
+        except OtherBaseError as error:
+            raise OtherBaseError(f"{checkpoint}: {error}; {_replaced(name)}") from error
         _same_memory(wanted, state_of(model).config, layers, checkpoint)
         store = ReplayStore.load(checkpoint / REPLAY)
         store.resize(replay.stored_capacity, replay.open_book_capacity)
     return NightModel(model.eval(), tokenizer, store)
+
+
+def _replaced(name: str) -> str:
+    """What to do where a life's base model is no more what it was."""
+    if name == EMBEDDED:
+        return (
+            "the embedded model has been replaced since, by an update or by `make embedded`: nights go on with the one "
+            "before from a folder of your own (git log -- src/sleep_pipeline/embedded; git restore --source=COMMIT "
+            "--worktree src/sleep_pipeline/embedded; copy it; restore it again), which `model` in parameters_night.yml "
+            "names, or a new life begins in another folder (globals: life)"
+        )
+    return (
+        f"`model` or machine.dtype was changed, or the files of {name} were: name the model that the nights grew on, "
+        "or begin a new life in another folder (globals: life)"
+    )
 
 
 def remedy_for(checkpoint: Path) -> str:

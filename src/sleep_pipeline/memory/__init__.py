@@ -20,7 +20,7 @@ from sleep_pipeline.memory.blocks import Block, BlockError, find_mlp_blocks
 from sleep_pipeline.memory.checkpointing import checkpoint_context
 from sleep_pipeline.memory.config import ContinuumMemoryConfig, LevelConfig
 from sleep_pipeline.memory.describe import MemorySummary, describe, plot_slots
-from sleep_pipeline.memory.digest import base_digest
+from sleep_pipeline.memory.digest import OtherBaseError, base_digest
 from sleep_pipeline.memory.journal import Journal, JournalError, Recovery
 from sleep_pipeline.memory.model import ContinuumMemoryModel
 from sleep_pipeline.memory.online import WakeUpdates
@@ -54,6 +54,7 @@ __all__ = [
     "LevelView",
     "MemoryState",
     "MemorySummary",
+    "OtherBaseError",
     "Pair",
     "Recovery",
     "RoutingTrace",

@@ -29,6 +29,10 @@ def _digest(tensor: Tensor) -> bytes:
     return hashlib.sha256(flat.view(torch.uint8).numpy().data if flat.numel() else b"").digest()
 
 
+class OtherBaseError(ValueError):
+    """A memory was made for another base model."""
+
+
 def base_digest(model: nn.Module) -> str:
     """Return the SHA-256 over the names, dtypes, shapes and bytes of the base model's parameters.
 

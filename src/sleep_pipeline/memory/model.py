@@ -15,7 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from sleep_pipeline.memory.blocks import find_mlp_blocks, text_config
 from sleep_pipeline.memory.checkpointing import KeepsView, keep_views
 from sleep_pipeline.memory.config import ContinuumMemoryConfig
-from sleep_pipeline.memory.digest import base_digest
+from sleep_pipeline.memory.digest import OtherBaseError, base_digest
 from sleep_pipeline.memory.layer import ContinuumLayer, refuse_merge
 from sleep_pipeline.memory.levels import ACCUMULATED, BASE, PROSPECTIVE, SLOTS, WORKSPACE
 from sleep_pipeline.memory.slots import SlotError
@@ -80,7 +80,7 @@ class ContinuumMemoryModel(BaseTuner):
             peft_config.target_modules = "|".join(re.escape(name) for name in names)
         digest = base_digest(model)
         if peft_config.base_digest is not None and peft_config.base_digest != digest:
-            raise ValueError(
+            raise OtherBaseError(
                 f"this memory was made for a base model with digest {peft_config.base_digest[:12]}..., but this one "
                 f"has {digest[:12]}...: load the base model it belongs to, in the same dtype (the adapter's "
                 f"configuration names {peft_config.base_model_name_or_path!r}); to load it onto this one all the "

@@ -10,7 +10,7 @@ from sleep_pipeline.datasets import Pretrained
 from sleep_pipeline.datasets.pretrained import MANIFEST
 from sleep_pipeline.dreaming.settings import DREAMER
 from sleep_pipeline.night_dreamer import kept_dreamer
-from sleep_pipeline.night_model import MachineSettings, MemorySettings, StorePart, open_model
+from sleep_pipeline.night_model import MachineSettings, MemorySettings, open_model
 from sleep_pipeline.pipelines.seed.nodes import champion_number, own_seed, parent_checkpoint
 from sleep_pipeline.seeding.settings import RefineSettings, SeedingSettings
 
@@ -101,6 +101,6 @@ def refine_expert(
         "seconds": time.perf_counter() - began,
         "samples": seed_summary["samples"],
     }
-    parts = (opened.model, StorePart(opened.store))
+    parts = opened.parts
     kept = kept_dreamer(dreamer)
     return Pretrained(parts, manifest) if kept is None else Pretrained((*parts, kept), manifest | {DREAMER: kept.form})

@@ -10,7 +10,7 @@ from typing import Any
 from sleep_pipeline.datasets import Pretrained
 from sleep_pipeline.evaluation.settings import EvaluationSettings
 from sleep_pipeline.memories.settings import CollectSettings, MaskSettings
-from sleep_pipeline.night_model import MachineSettings, MemorySettings, NightModel, StorePart, open_model
+from sleep_pipeline.night_model import MachineSettings, MemorySettings, NightModel, open_model
 from sleep_pipeline.night_questions import too_few_questions
 from sleep_pipeline.run_environment import environment_option, night_command
 from sleep_pipeline.seeding.settings import SeedingSettings
@@ -305,7 +305,7 @@ def train_expert(
         "lessons": len(lessons["tonight"]),
         "parent": parent,
     }
-    parts = (opened.model, StorePart(opened.store))
+    parts = opened.parts
     if not lessons["tonight"]:
         return Pretrained(parts, manifest), pd.DataFrame(), pd.DataFrame()
     make_room(opened.model, opened.tokenizer, opened.store, seeding, night, own, seed_progress_folder / "merge")
