@@ -76,7 +76,8 @@ $(BIN)/uv: requirements-bootstrap.lock
 	@if [ -z "$(PYTHON)" ]; then \
 		echo "No Python 3.11 or newer on the PATH: install one, or name it with make PYTHON=/path/to/python" >&2; exit 1; fi
 	@"$(PYTHON)" -c '$(NEW_ENOUGH)' || { echo "PYTHON=$(PYTHON) is older than 3.11: name a newer one" >&2; exit 1; }
-	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV) || { \
+		echo "Python's venv does not work: install it (Debian, Ubuntu: python3-venv), and run the same again" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements-bootstrap.lock
 	@touch $@
 

@@ -196,6 +196,7 @@ def main() -> None:
             "torch": torch.__version__,
             "machine": platform.machine(),
         }
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps({"figures": table, "protocol": protocol}, indent=2) + "\n")
 
 

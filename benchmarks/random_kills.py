@@ -115,15 +115,16 @@ def main() -> None:
 
 def write(path: Path, trials: list[dict[str, Any]], seconds: float) -> None:
     """The figures so far."""
-    share = mean_interval([float(one["equal"]) for one in trials])
+    killed = [one for one in trials if one["killed"]]
+    share = mean_interval([float(one["equal"]) for one in killed or trials])
     figures = {
         "equal_share": {"value": share.value, "unit": "share", "interval": [share.low, share.high]},
-        "kills": {"value": sum(one["killed"] for one in trials), "unit": "nights", "interval": None},
+        "kills": {"value": len(killed), "unit": "nights", "interval": [len(killed), len(killed)]},
     }
     protocol = {
         "night": "smoke, first of the bundled week, one thread",
         "unbroken_seconds": seconds,
-        "interval": "95 %, Wilson, over kills",
+        "interval": "95 %, Wilson, over the nights that were killed before they ended",
         "machine": platform.machine(),
         "trials": trials,
     }

@@ -4,6 +4,8 @@
     python benchmarks/rest_em.py --quick                      # one round, one seed, under a minute
     python benchmarks/rest_em.py --no-restart                 # every round goes on from the last one, as in SEAL
 
+The file is written after every seed, and seeds that stand in it are not run again.
+
 Contexts are made-up documents of 4 facts in names and wordings of the test split; every fact is asked about in one
 wording, which no dream is trained on and by which trials judge the dreams. The embedded model dreams with nothing but
 the dreamer's adapter. Of the documents that the rounds see, a quarter is held out of training for the guard that drops
@@ -23,9 +25,10 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,28 +36,41 @@ from typing import Any
 import torch
 
 from _dreams import FACTS, documents
-from _results import merged
+from _results import locked, merged
 from sleep_pipeline import load_model
 from sleep_pipeline.dreaming.dreamer import hold_out, new_dreamer
 from sleep_pipeline.dreaming.dreams import sample_dreams
 from sleep_pipeline.dreaming.night import DreamReport
-from sleep_pipeline.dreaming.rest_em import RestEmReport, rest_em, trial_reward
+from sleep_pipeline.dreaming.rest_em import rest_em, trial_reward
 from sleep_pipeline.dreaming.settings import DreamingSettings, Mix
 from sleep_pipeline.environment import apply_defaults
 from sleep_pipeline.evaluation.statistics import Estimate, mean_interval, paired_difference
 from sleep_pipeline.hardware import keep_freed_memory
+from sleep_pipeline.memory.digest import base_digest
+from sleep_pipeline.registry import write_atomically
 
 TARGET = "> 0"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One seed: the score of every held-out context before and after, and what happened in between."""
+    """One seed.
+
+    Attributes:
+        before: the score of every held-out context.
+        after: the same with the dreamer that was kept.
+        guard: share of the guard's dreams that were rewarded, before and after.
+        rounds: what happened in each.
+        dropped: of dreams about held-out contexts, before and after, by reason.
+        kinds: the same by kind, how many were drawn and rewarded.
+        seconds: of all.
+    """
 
     before: list[float]
     after: list[float]
-    rounds: RestEmReport
-    dropped: dict[str, Counter[str]]
+    guard: dict[str, float]
+    rounds: list[dict[str, Any]]
+    dropped: dict[str, dict[str, int]]
     kinds: dict[str, dict[str, list[int]]]
     seconds: float
 
@@ -89,8 +105,17 @@ def run(settings: DreamingSettings, seed: int, seen: int, held_out: int, device:
     before = look("before", {})
     rounds = rest_em(dreamer, tokenizer, train, guard, reward, settings.rest_em, settings.dreams, seed)
     after = look("after", rounds.mix)
-    dropped = {"before": reports[0].dropped, "after": reports[-1].dropped}
-    return Run(before, after, rounds, dropped, kinds, time.perf_counter() - began)
+    print(f"seed {seed}: {rounds.summary()}", flush=True)
+    done = [
+        {
+            **{name: getattr(each, name) for name in ("asked", "rewarded", "held_out", "kept")},
+            "losses": [each.losses[0], each.losses[-1]] if each.losses else [],
+        }
+        for each in rounds.rounds
+    ]
+    guard = {"before": rounds.before, "after": rounds.after}
+    dropped = {"before": dict(reports[0].dropped), "after": dict(reports[-1].dropped)}
+    return Run(before, after, guard, done, dropped, kinds, time.perf_counter() - began)
 
 
 def figure(estimate: Estimate, unit: str) -> dict[str, Any]:
@@ -120,7 +145,7 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="one round, one seed, 4 + 3 contexts, fewer dreams and steps"
     )
-    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--json", type=Path, help="write the figures here; seeds that stand in it are not run again")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--threads", type=int, default=None, help="of torch; default: its own choice")
     parser.add_argument("--rounds", type=int, default=3)
@@ -134,7 +159,7 @@ def main() -> None:
     keep_freed_memory()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    seeds = arguments.seeds.split(",")
     seen, held_out = arguments.contexts, arguments.held_out
     changes: dict[str, Any] = {"rest_em": {"rounds": arguments.rounds, "restart": not arguments.no_restart}}
     if arguments.quick:
@@ -142,54 +167,48 @@ def main() -> None:
         changes["rest_em"] |= {"rounds": 1, "steps": 10}
         changes |= {"dreams": {"dreams": 3}, "trials": {"steps": 8, "lr": 5e-3}, "rewards": {"seeds": 2}}
     settings = DreamingSettings.model_validate(merged(changes, json.loads(arguments.set)))
-    runs = []
+    protocol = {
+        "command": "python benchmarks/rest_em.py",
+        "model": "embedded",
+        "weights": base_digest(load_model()[0]),
+        "contexts": f"{seen} for the rounds and {held_out} held out a seed, {FACTS} facts each, test split",
+        "interval": "95 % bootstrap over held-out contexts of all seeds; seconds: least and greatest",
+        "settings": settings.model_dump(mode="json"),
+        "device": torch.cuda.get_device_name() if arguments.device.startswith("cuda") else "cpu",
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+    }
+    runs = read(arguments.json, protocol) if arguments.json else {}
     for seed in seeds:
-        runs.append(run(settings, seed, seen, held_out, arguments.device))
-        print(f"seed {seed}, {runs[-1].seconds:.0f} s: {runs[-1].rounds.summary()}", flush=True)
-    found = figures(runs)
-    for name, entry in found.items():
+        if seed in runs:
+            continue
+        lived = run(settings, int(seed), seen, held_out, arguments.device)
+        with nullcontext() if arguments.json is None else locked(arguments.json):
+            # Others may have written meanwhile.
+            runs = {**(read(arguments.json, protocol) if arguments.json else runs), seed: lived}
+            if arguments.json:
+                told = {seed: vars(runs[seed]) for seed in sorted(runs)}
+                record = {"figures": figures(list(runs.values())), "protocol": protocol, "runs": told}
+                write_atomically(arguments.json, json.dumps(record, indent=1) + "\n")
+    for name, entry in figures(list(runs.values())).items():
         low, high = entry["interval"]
         target = f"  target {TARGET}" if name == "rise" else ""
         print(f"{name:16s} {entry['value']:7.3f} [{low:.3f}, {high:.3f}] {entry['unit']}{target}")
-    if arguments.json:
-        record = {
-            "figures": found,
-            "protocol": {
-                "command": "python benchmarks/rest_em.py",
-                "model": "embedded",
-                "contexts": f"{seen} for the rounds and {held_out} held out a seed, {FACTS} facts each, test split",
-                "seeds": seeds,
-                "interval": "95 % bootstrap over held-out contexts of all seeds; seconds: least and greatest",
-                "settings": settings.model_dump(mode="json"),
-                "device": torch.cuda.get_device_name() if arguments.device.startswith("cuda") else "cpu",
-                "threads": torch.get_num_threads(),
-                "machine": platform.machine(),
-                "torch": torch.__version__,
-            },
-            "runs": [
-                {
-                    "before": done.before,
-                    "after": done.after,
-                    "guard": {"before": done.rounds.before, "after": done.rounds.after},
-                    "rounds": [
-                        {
-                            "asked": each.asked,
-                            "rewarded": each.rewarded,
-                            "held_out": each.held_out,
-                            "kept": each.kept,
-                            "losses": [each.losses[0], each.losses[-1]] if each.losses else [],
-                        }
-                        for each in done.rounds.rounds
-                    ],
-                    "dropped": {name: dict(reasons) for name, reasons in done.dropped.items()},
-                    "kinds, drawn and rewarded": done.kinds,
-                    "seconds": done.seconds,
-                }
-                for done in runs
-            ],
-        }
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def read(path: Path, protocol: dict[str, Any]) -> dict[str, Run]:
+    """The runs that stand in a file, by seed.
+
+    Raises:
+        SystemExit: they were made by another protocol.
+    """
+    if not path.exists():
+        return {}
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if record["protocol"] != json.loads(json.dumps(protocol)):
+        sys.exit(f"{path} holds runs of another protocol; write to another file, or delete that one")
+    return {seed: Run(**done) for seed, done in record["runs"].items()}
 
 
 if __name__ == "__main__":

@@ -81,7 +81,9 @@ def _lines(plan: Plan) -> Iterator[str]:
 
 def _costs(plan: Plan) -> Iterator[str]:
     needs = plan.needs
-    yield f"{'disk':<12} about {size_in_words(needs.disk)}, {size_in_words(needs.disk_free)} free"
+    # Before there is a night to judge by, its experts alone are known.
+    least = "about" if plan.judged_by else "at least"
+    yield f"{'disk':<12} {least} {size_in_words(needs.disk)}, {size_in_words(needs.disk_free)} free"
     yield (
         f"{'memory':<12} model {size_in_words(needs.base)}, experts {size_in_words(needs.experts)}, "
         f"copies that try dreams at most {size_in_words(needs.trials)}; {size_in_words(needs.memory_free)} free"

@@ -145,11 +145,11 @@ def _all_work(settings: Settings, contexts: Sequence[int], has_parent: bool, ear
     asked = settings.evaluation
     yield Work(
         "evaluate_night_node",
-        "questions asked",
+        "questions asked, without yours about tonight",
         earlier_questions + asked.teacher_probes + asked.reading_questions,
         False,
-        f"{earlier_questions} of earlier nights + about {asked.teacher_probes} of tonight + {asked.reading_questions} "
-        "about reading",
+        f"{earlier_questions} of earlier nights + at most {asked.teacher_probes} of the teacher about "
+        f"tonight + {asked.reading_questions} about reading",
     )
 
 

@@ -75,3 +75,11 @@ def test_a_split_without_passages_is_an_error(tmp_path: Path) -> None:
     empty = "test" if corpus.of_split("train") else "train"
     with pytest.raises(ValueError, match=f"is in the {empty} split"):
         English([corpus], empty)
+
+
+@pytest.mark.parametrize("line", ["buy milk and bread", "- a list", "eine zeile. noch eine. und noch eine."])
+def test_text_without_sentences_is_told_instead_of_searched_for_ever(tmp_path: Path, line: str) -> None:
+    (tmp_path / "notes.txt").write_text(f"{line}\n" * 900, encoding="utf-8")
+    english = English([read_corpus(tmp_path / "notes.txt")], "train")
+    with pytest.raises(ValueError, match=r"notes\.txt: .*set pretrain\.mixture\.practice_share=0"):
+        english.practice(random.Random(0))

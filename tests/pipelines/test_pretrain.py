@@ -5,7 +5,9 @@ import pandas as pd
 import pytest
 from kedro.config import OmegaConfigLoader
 
+from sleep_pipeline.corpora.english import Corpus, read_corpus
 from sleep_pipeline.language_model import embedded_path
+from sleep_pipeline.pipelines.pretrain import nodes
 from sleep_pipeline.pipelines.pretrain.nodes import plot_losses, train_vocabulary, write_model_card
 from sleep_pipeline.pretraining.settings import PretrainSettings
 from sleep_pipeline.settings import CONFIG_LOADER_ARGS
@@ -75,3 +77,17 @@ def test_the_model_card_states_origin_digests_and_scores(tmp_path: Path) -> None
     assert "perplexity 41.2" in card
     (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"corpora_sha256": {}}))
     assert "made-up worlds alone" in write_model_card(tmp_path, {"skills": {"needles": score}})
+
+
+def _corpus(folder: Path, number: int) -> Corpus:
+    path = folder / f"{number}.txt"
+    path.write_text(f"Note {number} is short.", encoding="utf-8")
+    return read_corpus(path)
+
+
+def test_of_little_text_nothing_may_be_held_out(tmp_path: Path) -> None:
+    number = next(n for n in range(100) if not _corpus(tmp_path, n).of_split("test"))
+    corpus = _corpus(tmp_path, number)
+    assert nodes._english([corpus], "test") is None
+    assert nodes._english([corpus], "train") is not None
+    assert nodes._english([], "train") is None

@@ -21,6 +21,7 @@ from sleep_pipeline.corpora.names import Split
 from sleep_pipeline.corpora.skills import Example, conversation
 
 _PASSAGE_CHARACTERS = 4000
+_TRIES = 1000
 _HELD_OUT_SHARE = 0.01
 _SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
 
@@ -141,13 +142,22 @@ class English:
         return rng.choice(passages)
 
     def sentences(self, rng: random.Random) -> list[str]:
-        """Three to seven successive sentences of a passage."""
-        while True:
+        """Three to seven successive sentences of a passage.
+
+        Raises:
+            ValueError: hardly any passage has as many, as in lists and in scripts without capitals.
+        """
+        for _ in range(_TRIES):
             passage = " ".join(self.passage(rng).split())
             found = [s for s in re.split(r"(?<=[.!?]) (?=[A-Z\"'])", passage) if 15 <= len(s) <= 160]
             if len(found) >= 3:
                 start = rng.randrange(len(found) - 2)
                 return found[start : start + rng.randint(3, 7)]
+        names = ", ".join(name for name, _ in self._passages)
+        raise ValueError(
+            f"{names}: of {_TRIES} passages none has three sentences that end with a full stop and are followed by a "
+            "capital: add other text, or set pretrain.mixture.practice_share=0"
+        )
 
     def practice(self, rng: random.Random) -> Example:
         """A task on real sentences whose answer is in them: fill a gap, quote a sentence, or go on with the text."""

@@ -20,7 +20,9 @@ _EXAMPLES_KEPT = 20
 
 
 def _english(corpora: list[Corpus], split: Any) -> English | None:
-    return English(corpora, split) if corpora else None
+    # Of little text nothing may be held out, and then no fit to it is told.
+    some = split == "train" or any(corpus.of_split(split) for corpus in corpora)
+    return English(corpora, split) if corpora and some else None
 
 
 def train_vocabulary(pretrain: PretrainSettings, raw_folder: Path) -> Pretrained:
