@@ -267,3 +267,13 @@ def test_nights_that_are_compared_must_be_judged_alike(tmp_path: Path) -> None:
         RegistryError, match=r"night 1 was judged with evaluation\.match=contains.*tonight.*evaluation\.match=exact"
     ):
         check_judge(registry, tmp_path, ours)
+
+
+def test_a_night_in_several_processes_is_refused_before_one_locks_out_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError, match=r"one of 2 \(WORLD_SIZE\).*without a launcher"):
+        begin(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    begin(tmp_path).after_pipeline_run()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -70,6 +71,20 @@ def check_room(registry: NightRegistry) -> None:
         raise NightRoomError(
             f"the disk of {folder} has {free:.0f} MiB left, and a night needs at least {least:.0f}: make room first; "
             "nothing was begun"
+        )
+
+
+def check_processes() -> None:
+    """Make sure that a night was not started in several processes, of which all but one would find it locked.
+
+    Raises:
+        RuntimeError: it was, as `accelerate launch` and `torchrun` do.
+    """
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise RuntimeError(
+            f"a night runs in one process, on one GPU, and this is one of {os.environ['WORLD_SIZE']} (WORLD_SIZE): run "
+            "`kedro run --pipelines=sleep` without a launcher; to spread dreams' trials over processes, set "
+            "dreaming.trials.workers; to train an expert on several GPUs, use KnowledgeSeedingTrainer in your code"
         )
 
 
@@ -206,6 +221,7 @@ class NightHook:
         registry = None
         anew: list[Node] = []
         if any("night" in node.tags for node in pipeline.nodes):
+            check_processes()
             registry = NightRegistry(Path(catalog.load("models_folder")))
             check_room(registry)
             if _NIGHT in inputs:

@@ -48,6 +48,17 @@ def test_the_likelihood_judge_takes_the_worse_of_both_directions(tiny_model: Any
     assert scores == pytest.approx(judge.scores([(q, b, a) for q, a, b in TRIOS]))
     judge.threshold = sorted(scores)[1]
     assert sum(judge.agree(TRIOS)) == 2
+    question, one, other = TRIOS[0]
+
+    def mean(*turns: dict[str, str]) -> float:
+        (found,) = reply_log_probs(tiny_model, tiny_tokenizer, [turns])
+        return sum(found) / len(found)
+
+    ways = []
+    for known, said in ((one, other), (other, one)):
+        asked = [{"role": "user", "content": question}, {"role": "assistant", "content": said}]
+        ways.append(mean({"role": "system", "content": f"{question} {known}"}, *asked) - mean(*asked))
+    assert scores[0] == pytest.approx(min(ways), abs=1e-4)
 
 
 def test_calibration_finds_the_threshold_that_separates(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +142,8 @@ def endpoint() -> Iterator[Any]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             seen.append((self.path, dict(self.headers), body))
             text = body["messages"][0]["content"]
-            word = "perhaps" if "vague" in text else "Yes." if "same" in text.split("Answer 1:")[1] else "no"
+            told = text.split("Answer 1:")[1]
+            word = "perhaps" if "vague" in text else "Yes, both mean it; no doubt" if "same" in told else "**No**, they"
             reply = json.dumps({"choices": [{"message": {"content": word}}]}).encode()
             self.send_response(500 if "broken" in text else 200)
             self.end_headers()

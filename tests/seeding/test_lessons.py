@@ -96,10 +96,24 @@ def test_a_template_that_writes_an_answer_differently_after_a_context_is_refused
         read_beliefs(tiny_model, tiny_tokenizer, CONTEXTS, SAMPLES, top_k=3)
 
 
-def test_only_documents_that_the_model_ended_are_kept(tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ([" A town. ", "A river...", "", "A hill."], ["A town.", "A hill."]),
+        (["A town.", "A town. ", "A river...", ""], ["A town."]),
+    ],
+)
+def test_only_documents_that_the_model_ended_are_kept_and_each_once(
+    said: list[str],
+    kept: list[str],
+    tiny_tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     monkeypatch.setattr(module, "TransformersSampler", Script)
-    monkeypatch.setattr(Script, "replies", {"<|system|>": [" A town. ", "A river...", "", "A hill."]})
-    assert self_made_documents(None, tiny_tokenizer, 4, 9, seed=0) == ["A town.", "A hill."]  # type: ignore[arg-type]
+    monkeypatch.setattr(Script, "replies", {"<|system|>": said})
+    assert self_made_documents(None, tiny_tokenizer, 4, 9, seed=0) == kept  # type: ignore[arg-type]
+    assert ("1 of 4 made-up documents can be read about" in caplog.text) == (len(kept) == 1)
 
 
 def test_documents_are_what_the_model_writes_after_a_system_turn_is_opened(

@@ -2,7 +2,8 @@
 
 Beside `generate` this one draws several replies to a prompt from one reading of it, takes rows out of the batch when
 they are done, draws by inverse CDF (which on a CPU costs a tenth of `torch.multinomial`), and gives every reply its own
-noise, so that what is drawn depends neither on the batch size nor on the other prompts.
+noise, so that what is drawn depends neither on the batch size nor on the other prompts, up to the rounding of the
+model's dtype: in bfloat16 half of the replies may differ.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ class LevelConfig:
             nights have passed.
         router: how an expert decides to open (`routers.py` says which fits when).
         router_bias: the gate logit of a fresh expert; negative starts it shut.
-        router_gain: multiplies the learned key, which is the same as a learning rate so many times higher.
+        router_gain: multiplies the learned key, which is the same as a learning rate so many times higher. The default
+            is for a hidden size of 192; a wider model wants one that is smaller by as much.
         base_width: hidden width of the level's own MLP; ignored in the slowest level, whose base is the
             pretrained MLP.
     """

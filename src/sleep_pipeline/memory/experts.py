@@ -3,7 +3,8 @@
 An expert maps `x -> act(A x / rms(x)) B` with `A` in R^{d_low x d} and `B` in R^{d_low x d} (paper.md section
 2 writes `A` transposed). A nonlinearity between them makes each of the `d_low` units a key-value pair that
 fires only for inputs on its side, which disturbs other inputs less than a linear map would; `identity` keeps
-the linear expert. The input is normalised so that one learning rate serves every layer of every model.
+the linear expert. The input is normalised so that one learning rate serves every layer of a model;
+a wider model wants a smaller one, since a step of AdamW moves a product by the rate times the width.
 
 Two ways to sum over experts, numerically the same:
 

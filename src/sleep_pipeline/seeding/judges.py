@@ -11,11 +11,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
+
+from sleep_pipeline.hardware import pick_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -95,12 +98,15 @@ class EntailmentJudge:
         self.threshold, self.batch_size = threshold, batch_size
 
     @classmethod
-    def load(cls, name_or_path: str, threshold: float = 0.5, download: bool = False) -> EntailmentJudge:
-        """Load the classifier from safetensors; local files only unless `download`."""
+    def load(
+        cls, name_or_path: str, threshold: float = 0.5, download: bool = False, device: str = "auto"
+    ) -> EntailmentJudge:
+        """Load the classifier from safetensors onto a device; local files only unless `download`."""
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         local: dict[str, Any] = {"local_files_only": not download, "trust_remote_code": False}
         model = AutoModelForSequenceClassification.from_pretrained(name_or_path, use_safetensors=True, **local)
+        model.to(pick_device(device))
         return cls(model, AutoTokenizer.from_pretrained(name_or_path, **local), threshold)
 
     def agree(self, trios: Sequence[Trio]) -> list[bool]:
@@ -176,10 +182,13 @@ class EndpointJudge:
                 f"the judge at {self._url} did not answer ({error}); check that it runs, its model {self._model!r} and "
                 f"the key in {self._key_variable}"
             ) from error
-        word = str(reply).strip().strip(".!*\"'").lower()
-        if word not in ("yes", "no"):
-            raise ConnectionError(f"the judge at {self._url} said {reply!r} where yes or no was asked for")
-        return word == "yes"
+        verdict = re.search(r"\b(yes|no)\b", str(reply), re.I)
+        if verdict is None:
+            raise ConnectionError(
+                f"the judge at {self._url} said {reply!r} where yes or no was asked for; name a model that follows "
+                "instructions and does not think aloud first"
+            )
+        return verdict[0].lower() == "yes"
 
 
 @dataclass(frozen=True)
@@ -198,10 +207,12 @@ class Calibration:
 
 
 class LikelihoodJudge:
-    """The base model's own judgement: does knowing one answer make the other one likely, both ways?
+    """The base model's own judgement: does knowing one answer make the other one likelier, both ways?
 
-    The score of a trio is the smaller of both directions' mean log-probability a token (nats) of one answer to the
-    question, with the other answer as the text to remember. Answers agree if it reaches the threshold.
+    The score of a trio is the smaller of both directions' gains: by how much the mean log-probability a token (nats) of
+    one answer to the question rises if the other answer is the text to remember. How unlikely an answer's form is, such
+    as a whole sentence where a name is usual, is so no objection. Answers agree if the score reaches the threshold; its
+    default was chosen on made-up worlds with the embedded model (`benchmarks/judges.py` says how well it does there).
 
     Args:
         model: a causal LM; never trained here.
@@ -215,7 +226,7 @@ class LikelihoodJudge:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        threshold: float = -0.5,
+        threshold: float = 1.0,
         instruction: str = "Tell the same in other words.",
         batch_size: int = 64,
     ) -> None:
@@ -227,28 +238,30 @@ class LikelihoodJudge:
         return [score >= self.threshold for score in self.scores(trios)]
 
     def scores(self, trios: Sequence[Trio]) -> list[float]:
-        """The smaller direction's mean log-probability a token, nats; 0 is certainty."""
+        """The smaller direction's gain, nats a token; 0 where one answer tells nothing of the other."""
         from sleep_pipeline.generation.likelihood import encode_reply, reply_log_probs
 
         conversations = []
-        means = [-math.inf] * (2 * len(trios))
+        gains = [-math.inf] * (2 * len(trios))
         for number, (question, one, other) in enumerate(trios):
             for way, (known, said) in enumerate(((one, other), (other, one))):
-                conversation = [
-                    {"role": "system", "content": f"{question} {known}".strip()},
+                without = [
                     {"role": "user", "content": question or self.instruction},
                     {"role": "assistant", "content": said.strip()},
                 ]
+                told = [{"role": "system", "content": f"{question} {known}".strip()}, *without]
                 try:
-                    encode_reply(self._tokenizer, conversation)
+                    encode_reply(self._tokenizer, told)
                 except ValueError:
                     # What a student says may be anything, marks of the template among it; no answer is likely then.
                     continue
-                conversations.append((2 * number + way, conversation))
-        found = reply_log_probs(self._model, self._tokenizer, [one for _, one in conversations], self.batch_size)
-        for (place, _), tokens in zip(conversations, found, strict=True):
-            means[place] = sum(tokens) / len(tokens)
-        return [min(pair) for pair in zip(means[0::2], means[1::2], strict=True)]
+                conversations.append((2 * number + way, told, without))
+        both = [one for _, told, without in conversations for one in (told, without)]
+        found = reply_log_probs(self._model, self._tokenizer, both, self.batch_size)
+        means = [sum(tokens) / len(tokens) for tokens in found]
+        for (place, *_), knowing, not_knowing in zip(conversations, means[0::2], means[1::2], strict=True):
+            gains[place] = knowing - not_knowing
+        return [min(pair) for pair in zip(gains[0::2], gains[1::2], strict=True)]
 
     def calibrate(self, trios: Sequence[Trio], same: Sequence[bool]) -> Calibration:
         """Set the threshold to where sensitivity plus specificity is largest on labelled trios, and report both.

@@ -186,8 +186,9 @@ def self_made_documents(
     """Texts that the model writes when it is given nothing but the opening of a system turn.
 
     What a model puts there of itself is like what it was trained to find there (compare Magpie, Xu et al. 2024, which
-    does so with user turns). Only texts that the model ended are returned, so there may be fewer than `count`, and none
-    where the chat template has no system turn of its own.
+    does so with user turns). Only texts that the model ended are returned, each once, so there may be fewer than
+    `count` (with a warning where half of them are missing), and none where the chat template has no system turn of its
+    own.
     """
     mark = "\u2042"
     try:
@@ -205,7 +206,17 @@ def self_made_documents(
     sampler = TransformersSampler(model, tokenizer, SamplingSettings(max_new_tokens, batch_size=batch_size))
     (replies,) = sampler.continue_ids([ids], count, seed=seed)
     texts = [re.split(re.escape(closing.strip()) if closing.strip() else r"\Z", reply.text)[0] for reply in replies]
-    return [text.strip() for text, reply in zip(texts, replies, strict=True) if reply.ended and text.strip()]
+    ended = [text.strip() for text, reply in zip(texts, replies, strict=True) if reply.ended and text.strip()]
+    kept = list(dict.fromkeys(ended))
+    if 2 * len(kept) < count:
+        logger.warning(
+            "%d of %d made-up documents can be read about, the others are cut off after %d tokens, empty or the same: "
+            "raise seeding.replay.document_tokens, or reading fades",
+            len(kept),
+            count,
+            max_new_tokens,
+        )
+    return kept
 
 
 def free_lessons(

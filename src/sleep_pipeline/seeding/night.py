@@ -211,14 +211,14 @@ def learn(
         OSError: a checkpoint cannot be written.
     """
     from sleep_pipeline.seeding.checkpoints import last_checkpoint
-    from sleep_pipeline.seeding.trainer import KnowledgeSeedingTrainer
+    from sleep_pipeline.seeding.trainer import KnowledgeSeedingTrainer, silent_ids
 
     reward = None
     if settings.alpha < 1 and settings.prompts:
         gamma = settings.imitation.gamma
         if gamma and judge is None:
             judge = BaseJudge(model, LikelihoodJudge(model, tokenizer))
-        reward = imitation_reward(gamma, settings.imitation.threshold, judge, tokenizer.all_special_ids)
+        reward = imitation_reward(gamma, settings.imitation.threshold, judge, sorted(silent_ids(tokenizer)))
     # No more of tonight's texts than of the others, which free speech is a part of.
     tonight = reading_lessons(lessons)
     tonight = random.Random(seed).sample(tonight, min(len(tonight), len(open_book)))

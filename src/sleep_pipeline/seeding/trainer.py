@@ -152,7 +152,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         # Several visible GPUs would make it a DataParallel, which TRL refuses; more processes come from accelerate.
         arguments._n_gpu = min(arguments.n_gpu, 1)
         self.run = run_digest(seed, settings, self.pools, model)
-        self._end = _silent_ids(processing_class)
+        self._end = silent_ids(processing_class)
         self._question = question_reader(processing_class)
         self._caches = getattr(model.config, "use_cache", None)
         with inputs_without_gradients(causal_lm(model)):
@@ -451,8 +451,11 @@ def _no_reward(completions: Sequence[Any], **_: Any) -> list[float]:
     return [0.0] * len(completions)
 
 
-def _silent_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    return frozenset(tokenizer.all_special_ids)
+def silent_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Tokens that are marks and say nothing."""
+    # The mark of a turn's end may be special without a name, as in Phi 3.
+    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset({*tokenizer.all_special_ids, *added})
 
 
 def _shuffled(size: int, salt: str, place: int) -> int:
