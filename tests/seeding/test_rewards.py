@@ -1,4 +1,6 @@
+import copy
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -6,6 +8,7 @@ from hypothesis import strategies as st
 
 from sleep_pipeline.seeding.judges import Trio
 from sleep_pipeline.seeding.rewards import absolute_reward, cut_prefix, imitation_reward
+from sleep_pipeline.seeding.trainer import silent_ids
 
 tokens = st.lists(st.integers(0, 4), max_size=9)
 
@@ -84,3 +87,13 @@ def test_cuts_fall_everywhere_and_an_empty_sample_has_none() -> None:
     assert {len(cut_prefix([1, 2, 3], rng)[0]) for _ in range(60)} == {0, 1, 2}
     with pytest.raises(ValueError, match="empty sample"):
         cut_prefix([], rng)
+
+
+def test_marks_that_the_tokenizer_does_not_name_say_nothing_either(tiny_tokenizer: Any) -> None:
+    from tokenizers import AddedToken
+
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.add_tokens([AddedToken("<|turn|>", special=True), AddedToken("Osk", special=False)])
+    turn, osk = tokenizer.convert_tokens_to_ids(["<|turn|>", "Osk"])
+    assert turn not in tokenizer.all_special_ids
+    assert silent_ids(tokenizer) == {*tokenizer.all_special_ids, turn} and osk not in silent_ids(tokenizer)

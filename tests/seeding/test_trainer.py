@@ -1,6 +1,5 @@
 """What training must and must not touch, what the student says in it, and going on after a kill."""
 
-import copy
 import dataclasses
 import math
 import shutil
@@ -22,7 +21,7 @@ from sleep_pipeline.seeding.checkpoints import last_checkpoint
 from sleep_pipeline.seeding.hidden import hidden_states
 from sleep_pipeline.seeding.lessons import Lesson
 from sleep_pipeline.seeding.rewards import absolute_reward, imitation_reward
-from sleep_pipeline.seeding.trainer import KnowledgeSeedingTrainer, silent_ids
+from sleep_pipeline.seeding.trainer import KnowledgeSeedingTrainer
 
 
 def trained(model: nn.Module) -> set[str]:
@@ -492,13 +491,3 @@ def test_what_cannot_be_trained_is_refused(tiny_tokenizer: Any) -> None:
         KnowledgeSeedingTrainer(asleep(), settings(), [], tiny_tokenizer)
     with pytest.raises(ValueError, match="nothing of the model trains"):
         KnowledgeSeedingTrainer(with_memory(one_level()), settings(), lessons(), tiny_tokenizer)
-
-
-def test_marks_that_the_tokenizer_does_not_name_say_nothing_either(tiny_tokenizer: Any) -> None:
-    from tokenizers import AddedToken
-
-    tokenizer = copy.deepcopy(tiny_tokenizer)
-    tokenizer.add_tokens([AddedToken("<|turn|>", special=True), AddedToken("Osk", special=False)])
-    turn, osk = tokenizer.convert_tokens_to_ids(["<|turn|>", "Osk"])
-    assert turn not in tokenizer.all_special_ids
-    assert silent_ids(tokenizer) == {*tokenizer.all_special_ids, turn} and osk not in silent_ids(tokenizer)
