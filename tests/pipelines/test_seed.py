@@ -14,7 +14,7 @@ from sleep_pipeline.evaluation.settings import EvaluationSettings
 from sleep_pipeline.memories.contexts import Context
 from sleep_pipeline.memories.records import Content, Memory, memories_to_frame
 from sleep_pipeline.memories.settings import CollectSettings, MaskSettings
-from sleep_pipeline.night_model import MachineSettings, MemorySettings
+from sleep_pipeline.night_model import MachineSettings, MemorySettings, NightModel
 from sleep_pipeline.pipelines.seed import nodes
 from sleep_pipeline.pipelines.seed.nodes import FOR_DREAMS, TO_ASK, TO_LEARN, _use, parent_checkpoint
 from sleep_pipeline.registry import Night, NightRegistry, RegistryError, manifest_digest
@@ -214,7 +214,7 @@ def test_a_probe_that_cannot_be_read_stops_the_night_before_a_model_is_opened(
 
 
 def test_a_night_trains_for_as_long_as_its_lessons_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = SimpleNamespace(model=None, tokenizer=None, store=None)
+    opened = NightModel(None, None, None)
     monkeypatch.setattr(nodes, "open_model", lambda *_: opened)
     monkeypatch.setattr(
         "sleep_pipeline.memory.state_of", lambda _: SimpleNamespace(config=SimpleNamespace(base_digest="now"))
@@ -249,7 +249,7 @@ def test_a_night_trains_for_as_long_as_its_lessons_need(tmp_path: Path, monkeypa
 def test_lessons_of_another_base_model_are_refused_before_anything_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = SimpleNamespace(model=None, tokenizer=None, store=None)
+    opened = NightModel(None, None, None)
     monkeypatch.setattr(nodes, "open_model", lambda *_: opened)
     now = SimpleNamespace(config=SimpleNamespace(base_digest="now"))
     monkeypatch.setattr("sleep_pipeline.memory.state_of", lambda _: now)

@@ -25,7 +25,6 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +45,12 @@ from sleep_pipeline.seeding.divergences import Head, LiveTeacher, compare_tokens
 from sleep_pipeline.seeding.hidden import answer_head, causal_lm, hidden_states, last_block_of
 from sleep_pipeline.seeding.lessons import Lesson
 from sleep_pipeline.seeding.optimizing import apart, with_muon
+from sleep_pipeline.seeding.order import evenly, shuffled
 from sleep_pipeline.seeding.progress import Bar
 from sleep_pipeline.seeding.rewards import RewardFunction
 from sleep_pipeline.seeding.settings import SeedingSettings
 
 View = Callable[[], AbstractContextManager[None]]
-_LEAST_TONIGHT = 0.1
-"""Share of the rows of a settled step, however many nights there were."""
 _TIDY_EVERY = 20
 """Steps after which freed memory goes back to the system: more often costs time, more rarely memory."""
 
@@ -244,8 +242,12 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         lessons = [self.pools["tonight"][row["lesson"]] for row in inputs]
         prompts = [lesson.ids[: lesson.start + row["cut"]] for lesson, row in zip(lessons, inputs, strict=True)]
         seed = random.Random(f"{self.seed}/{self._place}/{self._rank}").getrandbits(31)
-        with self._generation_precision():
-            drawn = self.sampler.continue_ids(prompts[::group], group, seed=seed)
+        try:
+            with self._generation_precision():
+                drawn = self.sampler.continue_ids(prompts[::group], group, seed=seed)
+        except FloatingPointError as error:
+            # A student that cannot speak any more would have had no loss in this step.
+            raise _diverged(self.state.global_step, math.nan) from error
         replies = [reply for replies in drawn for reply in replies]
         said = [[*reply.ids, *([] if reply.end is None else [reply.end])] for reply in replies]
         rewards = torch.zeros(len(inputs), device=self.accelerator.device)
@@ -298,14 +300,14 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         rows, stored = settings.rows, settings.replay.stored_rows
         settled = settings.replay.settled_share * settings.optimizer.steps
         if settled and stored and self.pools["stored"] and self.state.global_step >= settings.optimizer.steps - settled:
-            rows, stored = _evenly(rows + stored, self.earlier)
+            rows, stored = evenly(rows + stored, self.earlier)
         counts = {"tonight": max(0, rows - said), "stored": stored, "open_book": settings.replay.open_book_rows}
         chosen: dict[str, list[Lesson]] = {}
         for pool, count in counts.items():
             first = (self._place * self.args.world_size + self._rank) * count
             lessons = self.pools[pool]
             places = range(first, first + count) if lessons else ()
-            chosen[pool] = [lessons[_shuffled(len(lessons), f"{self.seed}/{pool}", place)] for place in places]
+            chosen[pool] = [lessons[shuffled(len(lessons), f"{self.seed}/{pool}", place)] for place in places]
         return chosen
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
@@ -371,10 +373,7 @@ class KnowledgeSeedingTrainer(GRPOTrainer):
         if self.penalty is not None:
             loss = loss + self.penalty()
         if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss of step {self.state.global_step} is {loss.item()}: lower optimizer.learning_rate, or use "
-                "precision fp32; nothing of this night has been kept"
-            )
+            raise _diverged(self.state.global_step, loss.item())
         self._record(pools, parts, policy, tokens, time.perf_counter() - began)
         return loss
 
@@ -458,20 +457,11 @@ def silent_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset({*tokenizer.all_special_ids, *added})
 
 
-def _shuffled(size: int, salt: str, place: int) -> int:
-    """The `place`-th index of an endless sequence of shuffles of `range(size)`, without state."""
-    return _permutation(size, f"{salt}/{place // size}")[place % size]
-
-
-@lru_cache(maxsize=8)
-def _permutation(size: int, salt: str) -> list[int]:
-    return random.Random(salt).sample(range(size), size)
-
-
-def _evenly(rows: int, earlier: int) -> tuple[int, int]:
-    """Rows of tonight and of all earlier nights together, as many a night; at least a tenth of tonight, and one."""
-    tonight = max(1, round(rows / (earlier + 1)), round(_LEAST_TONIGHT * rows))
-    return tonight, rows - tonight
+def _diverged(step: int, loss: float) -> FloatingPointError:
+    return FloatingPointError(
+        f"the loss of step {step} is {loss}: lower optimizer.learning_rate, or use precision fp32; nothing of this "
+        "night has been kept"
+    )
 
 
 class _Gates:
