@@ -13,7 +13,6 @@ Intervals are Wilson's over the pairs of all seeds; that of the thresholds is th
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,12 +20,12 @@ from typing import Any
 
 import torch
 
+from _timing import report
 from sleep_pipeline import load_model
 from sleep_pipeline.corpora.worlds import Document, Fact, WorldGenerator, draw_question, fill, statements
 from sleep_pipeline.environment import apply_defaults
 from sleep_pipeline.evaluation.statistics import mean_interval
 from sleep_pipeline.memory.digest import base_digest
-from sleep_pipeline.registry import write_atomically
 from sleep_pipeline.seeding.judges import LikelihoodJudge, Trio
 
 
@@ -91,23 +90,18 @@ def main() -> None:
         "unit": "nats a token",
         "interval": [min(thresholds), max(thresholds)],
     }
-    for name, figure in figures.items():
-        low, high = figure["interval"]
-        print(f"{name:24s} {figure['value']:6.3f} [{low:.3f}, {high:.3f}] {figure['unit']}")
-    if arguments.json:
-        protocol = {
-            "command": "python benchmarks/judges.py",
-            "model": "embedded",
-            "weights": base_digest(model),
-            "seeds": seeds,
-            "pairs": f"{count} a seed to measure on, as many to calibrate on, test split",
-            "default_threshold": LikelihoodJudge(model, tokenizer).threshold,
-            "interval": "95 %, Wilson, over pairs; of the threshold least and greatest",
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(arguments.json, json.dumps({"figures": figures, "protocol": protocol}, indent=1) + "\n")
+    protocol = {
+        "command": "python benchmarks/judges.py",
+        "model": "embedded",
+        "weights": base_digest(model),
+        "seeds": seeds,
+        "pairs": f"{count} a seed to measure on, as many to calibrate on, test split",
+        "default_threshold": LikelihoodJudge(model, tokenizer).threshold,
+        "interval": "95 %, Wilson, over pairs; of the threshold least and greatest",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    report(figures, {}, protocol, arguments.json)
 
 
 def note(right: dict[str, list[float]], prefix: str, agreed: Sequence[bool], same: Sequence[bool]) -> None:

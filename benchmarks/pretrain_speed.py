@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import platform
 import tempfile
 import time
@@ -26,6 +25,7 @@ from torch.utils.data import Dataset
 from transformers import AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
+from _timing import report
 from sleep_pipeline.hardware import keep_freed_memory, pick_device
 from sleep_pipeline.language_model import embedded_path
 from sleep_pipeline.pretraining.batches import Batch, PackedBatches
@@ -183,21 +183,16 @@ def main() -> None:
     logging.set_verbosity_error()
     rounds, steps = (2, 2) if arguments.quick else (arguments.rounds, 8)
     table = figures(measure(rounds, steps, arguments.compiled))
-    for name, figure in table.items():
-        low, high = figure["interval"]
-        print(f"{name:24s} {figure['value']:10.2f} {figure['unit']:9s} [{low:.2f}, {high:.2f}]")
-    if arguments.json:
-        protocol = {
-            "model": "embedded architecture, random weights, seed 0",
-            "rounds": rounds,
-            "steps": steps,
-            "interval": "smallest and largest of the rounds",
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "machine": platform.machine(),
-        }
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps({"figures": table, "protocol": protocol}, indent=2) + "\n")
+    protocol = {
+        "model": "embedded architecture, random weights, seed 0",
+        "rounds": rounds,
+        "steps": steps,
+        "interval": "smallest and largest of the rounds",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+    }
+    report(table, {}, protocol, arguments.json)
 
 
 if __name__ == "__main__":
