@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kedro.framework.project import pipelines
+from kedro.framework.startup import bootstrap_project
 from kedro.io import DataCatalog, MemoryDataset
 from kedro.pipeline import Pipeline, node
 
+from sleep_pipeline import night_hook
 from sleep_pipeline.datasets import FileDataset
 from sleep_pipeline.evaluation.probes import ProbeError
 from sleep_pipeline.evaluation.settings import EvaluationSettings
 from sleep_pipeline.evaluation.texts import TextsError
 from sleep_pipeline.memories.records import Memory, memories_to_frame
 from sleep_pipeline.memories.settings import CollectSettings
-from sleep_pipeline.night_going_on import ChangedSinceError
+from sleep_pipeline.night_going_on import ChangedSinceError, with_what_follows
 from sleep_pipeline.night_hook import NightHook, NightRoomError, check_ancestors, check_judge, check_register
 from sleep_pipeline.night_lock import LOCK
 from sleep_pipeline.night_number import next_number
@@ -133,6 +136,37 @@ def test_what_is_done_again_is_no_longer_there_when_its_run_dies(tmp_path: Path,
     hook.before_pipeline_run(parameters, writing("make_contexts_node"), DataCatalog(given | {"record": record}))
     hook.on_pipeline_error()
     assert record.exists() == only_missing
+
+
+@pytest.mark.parametrize("only_missing", [False, True])
+def test_what_was_made_from_what_is_done_again_is_no_longer_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only_missing: bool
+) -> None:
+    """A run of one node, or of one phase; the rest of the night would go on with what is no more."""
+    trains = node(lambda *_: 1, "models_folder", "seeded", name="train_expert_node", tags=["night"])
+    reads = [node(lambda *_: 1, "seeded", "refined"), node(lambda *_: 1, "refined", "measured")]
+    before = node(lambda *_: 1, "models_folder", "lessons")
+    monkeypatch.setattr(night_hook, "_whole_night", lambda _: Pipeline([before, trains, *reads]))
+    files = {name: FileDataset(str(tmp_path / name), "json") for name in ("lessons", "seeded", "refined", "measured")}
+    for file in files.values():
+        file.save({})
+    given = {"models_folder": MemoryDataset(tmp_path), "params:night": MemoryDataset(1)}
+    hook = NightHook()
+    hook.before_pipeline_run({"only_missing_outputs": only_missing}, Pipeline([trains]), DataCatalog(given | files))
+    hook.on_pipeline_error()
+    there = {name for name, file in files.items() if file.exists()}
+    assert there == (set(files) if only_missing else {"lessons"})
+
+
+def test_a_phase_is_part_of_the_whole_night(project_root: Path) -> None:
+    bootstrap_project(project_root)
+    pipelines.set_requested(["collect"])
+    try:
+        follows = with_what_follows(pipelines["collect"].nodes, night_hook._whole_night(pipelines["collect"]))
+        assert [each.name for each in follows][-1] == "write_report_node"
+        assert list(pipelines) == ["collect"], "the run has not got what it asked for"
+    finally:
+        pipelines.set_requested(None)
 
 
 @pytest.mark.parametrize("name", ["register_night_node", "write_report_node"])

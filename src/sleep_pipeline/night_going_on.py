@@ -85,6 +85,23 @@ def check_records(registry: NightRegistry, night: int, runs: Iterable[Node]) -> 
         registry.checkpoint(night)
 
 
+def with_what_follows(runs: Sequence[Node], whole: Pipeline) -> list[Node]:
+    """The nodes that are done again and those that have read what they made, in order.
+
+    A run of the rest of the night would otherwise find these done: it would register a model that was trained before
+    the expert was trained anew, or learn from a memory that was taken back.
+
+    Args:
+        runs: the nodes of a run that does as it is told, in order.
+        whole: the night that they are part of.
+    """
+    names = {node.name for node in whole.nodes}
+    known = [node.name for node in runs if node.name in names]
+    follows = whole.from_nodes(*known).nodes if known else []
+    done = {node.name for node in runs}
+    return [*runs, *(node for node in follows if node.name not in done)]
+
+
 def clear_outputs(catalog: CatalogProtocol[Any, Any], runs: Sequence[Node]) -> None:
     """Remove what nodes that are done again made before, the last one's first.
 

@@ -15,7 +15,13 @@ from kedro.io import CatalogProtocol
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 
-from sleep_pipeline.night_going_on import check_collected, check_records, clear_outputs, nodes_to_run
+from sleep_pipeline.night_going_on import (
+    check_collected,
+    check_records,
+    clear_outputs,
+    nodes_to_run,
+    with_what_follows,
+)
 from sleep_pipeline.night_lock import NightLock
 from sleep_pipeline.night_number import check_turn, folder_of, next_number
 from sleep_pipeline.registry import NightRegistry
@@ -35,6 +41,7 @@ _PROBES = "probes_folder"
 _RAW = "raw_folder"
 _REPORTING = "reporting_folder"
 _EVALUATES = "evaluate_night_node"
+_SLEEP = "sleep"
 LEAST_FREE_MIB = 256.0
 """Several times what a night of the embedded model leaves behind; `sleep-pipeline plan` says what any needs."""
 
@@ -204,6 +211,18 @@ def _check_going_on(catalog: CatalogProtocol[Any, Any], registry: NightRegistry,
         )
 
 
+def _whole_night(pipeline: Pipeline) -> Pipeline:
+    """The night that a pipeline, such as one of its phases, is part of; itself where the project has none."""
+    from kedro.framework.project import pipelines
+
+    requested = pipelines._requested_pipelines
+    pipelines.set_requested([_SLEEP])
+    try:
+        return pipelines[_SLEEP] if _SLEEP in pipelines else pipeline
+    finally:
+        pipelines.set_requested(requested)
+
+
 class NightHook:
     """Holds the lock of a life while a pipeline of a night runs; a second run is told who has it."""
 
@@ -240,7 +259,8 @@ class NightHook:
                 runs = nodes_to_run(pipeline, catalog, missing_alone)
                 check_records(registry, night, runs)
                 _check_going_on(catalog, registry, night, [node.name for node in runs])
-                anew = [] if missing_alone or night in registry.nights() else runs
+                if not missing_alone and night not in registry.nights():
+                    anew = with_what_follows(runs, _whole_night(pipeline))
         _check_inputs(inputs, catalog)
         if registry is not None:
             lock = NightLock(registry.folder)

@@ -33,7 +33,7 @@ class NightSession(KedroSession):
 
     Every data set of a night is whole or not there, so what is there is done. To do a night again from some point on,
     as long as it is not registered, name the node: `kedro run --pipelines=sleep --from-nodes=train_expert_node`. What
-    the nodes of such a run had made is removed before the first of them.
+    the nodes of such a run had made is removed before the first of them, with all that was made from it.
 
     On a command line an error that says what to do is all that is printed, and the status is 1; the traceback is logged
     at the level DEBUG. A caller in Python gets the error itself.
