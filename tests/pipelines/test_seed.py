@@ -11,6 +11,7 @@ import pytest
 
 from sleep_pipeline.evaluation.probes import ProbeError, asked_earlier
 from sleep_pipeline.evaluation.settings import EvaluationSettings
+from sleep_pipeline.generation.sampler import WindowError
 from sleep_pipeline.memories.contexts import Context
 from sleep_pipeline.memories.records import Content, Memory, memories_to_frame
 from sleep_pipeline.memories.settings import CollectSettings, MaskSettings
@@ -118,6 +119,20 @@ def test_a_teacher_of_whom_nothing_can_be_used_leaves_no_lesson_and_no_question(
     assert samples.empty and not lessons["tonight"] and probes.empty
     assert (summary["samples"], summary["lessons"], summary["unlearnable"]) == (0, 0, ["m/notes.md"])
     assert summary["dropped"] == {"cut off": 8, "fails validation": 0}
+
+
+def test_texts_beyond_the_models_window_name_the_settings_and_how_to_cut_them_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gather(*_: Any, **__: Any) -> Any:
+        raise WindowError("442 and 160 tokens do not fit")
+
+    (tmp_path / "probes").mkdir()
+    remedy = (
+        r"lower collect\.context_tokens .*night=1 --from-nodes=make_contexts_node.*seeding\.teacher\.max_new_tokens"
+    )
+    with pytest.raises(WindowError, match=remedy):
+        sampled(gather, tmp_path, tmp_path / "probes", monkeypatch)
 
 
 def tonight(*places: tuple[str, int]) -> tuple[list[Context], Any]:

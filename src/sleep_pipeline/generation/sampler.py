@@ -95,12 +95,16 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Convers
     ]
 
 
+class WindowError(ValueError):
+    """A prompt and its reply do not fit into the model's window."""
+
+
 def check_window(model: PreTrainedModel, encoded: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    """Raise `ValueError` if a prompt and its reply do not fit into the model's window."""
+    """Raise `WindowError` if a prompt and its reply do not fit into the model's window."""
     window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     longest = max((len(ids) for ids in encoded), default=0)
     if window is not None and longest + max_new_tokens > window:
-        raise ValueError(
+        raise WindowError(
             f"a conversation of {longest} tokens and a reply of {max_new_tokens} do not fit into the model's window of "
             f"{window} tokens; shorten the text or lower max_new_tokens"
         )

@@ -83,10 +83,12 @@ def sample_lessons(
 
     Raises:
         ProbeError: a question that people wrote cannot be read.
+        WindowError: a context, or a document that the model makes up, does not fit into its window with a reply.
     """
     import pandas as pd
 
     from sleep_pipeline.evaluation.probes import asked_earlier, given_probes
+    from sleep_pipeline.generation.sampler import WindowError
     from sleep_pipeline.memories.contexts import contexts_from_frame, plain_question
     from sleep_pipeline.memory import state_of
     from sleep_pipeline.seeding.night import gather
@@ -109,15 +111,23 @@ def sample_lessons(
     def use(question: str) -> str:
         return TO_ASK if plain_question(question) in asked else _use(question, collect)
 
-    gathered = gather(
-        opened.model,
-        opened.tokenizer,
-        texts,
-        seeding,
-        own,
-        progress=True,
-        withheld=lambda question: use(question) != TO_LEARN,
-    )
+    try:
+        gathered = gather(
+            opened.model,
+            opened.tokenizer,
+            texts,
+            seeding,
+            own,
+            progress=True,
+            withheld=lambda question: use(question) != TO_LEARN,
+        )
+    except WindowError as error:
+        longest = max((context.tokens for context in read), default=0)
+        raise WindowError(
+            f"{error}: the longest text of night {night} has {longest} tokens; lower collect.context_tokens and cut "
+            f"them anew with `{night_command(night, 'make_contexts_node')}`, lower seeding.replay.document_tokens "
+            "where a made-up document is what does not fit, or lower seeding.teacher.max_new_tokens"
+        ) from error
     rows = [
         {name: getattr(sample, name) for name in _SAMPLE_COLUMNS} | {"use": use(sample.question)}
         for sample in gathered.data.samples
