@@ -124,8 +124,8 @@ def sample_lessons(
     except WindowError as error:
         longest = max((context.tokens for context in read), default=0)
         raise WindowError(
-            f"{error}: the longest text of night {night} has {longest} tokens; lower collect.context_tokens and cut "
-            f"them anew with `{night_command(night, 'make_contexts_node')}`, lower seeding.replay.document_tokens "
+            f"{error}. The longest text of night {night} has {longest} tokens: lower collect.context_tokens and cut "
+            f"all texts anew with `{night_command(night, 'make_contexts_node')}`, lower seeding.replay.document_tokens "
             "where a made-up document is what does not fit, or lower seeding.teacher.max_new_tokens"
         ) from error
     rows = [
