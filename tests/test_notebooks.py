@@ -89,15 +89,25 @@ def test_without_a_night_the_comparison_says_what_to_run(project_root: Path, pro
 def test_nights_are_compared_from_their_reports(project_root: Path, project: Path) -> None:
     first = Retention().append(1, [[1, 1, 0, 1]])
     report(project, 1, first, recall=estimate(0.75), reading=estimate(0.9), forgetting=None)
+    (project / "data/08_reporting/night_001/registered.json").write_text('{"decision": {"promote": true}}')
     second = first.append(2, [[1, 0, 0, 1], [1, 1]])
     report(project, 2, second, recall=estimate(1.0), reading=estimate(0.9), forgetting=estimate(0.25))
     found = execute(cells(project_root, NAMES[1]))
     assert list(found["scores"]["recall"]) == [0.75, 1.0]
     assert list(found["scores"]["minutes"]) == [2.0, 2.0]
+    assert list(found["scores"]["decision"]) == ["promoted", "not promoted"]
     assert found["R"][1].tolist() == [0.5, 1.0]
     drawn = {text.get_text() for text in found["axes"].texts}
     assert drawn == {"0.75", "0.50", "1.00"}
     assert [line.get_label() for line in found["left"].containers] == ["recall", "accuracy", "forgetting", "reading"]
+
+
+def test_of_a_long_life_the_matrix_stays_readable(project_root: Path, project: Path) -> None:
+    life = Retention(tuple(tuple((1,) for _ in range(night + 1)) for night in range(60)))
+    report(project, 60, life, recall=estimate(1.0))
+    axes = execute(cells(project_root, NAMES[1]))["axes"]
+    assert not axes.texts and len(axes.get_xticks()) <= 21
+    assert max(axes.figure.get_size_inches()) <= 13
 
 
 @pytest.mark.slow
@@ -108,13 +118,26 @@ def test_runs_in_mlflow_stand_beside_the_scores(
 
     uri = f"sqlite:///{project}/mlflow.db"
     client = mlflow.MlflowClient(uri)
-    run = client.create_run(client.create_experiment("nights"), tags={"night": "1"})
-    client.log_metric(run.info.run_id, "night/perplexity", 91.0)
-    client.set_terminated(run.info.run_id)
+    experiment, life = client.create_experiment("nights"), project / "data" / "06_models"
+
+    def record(tags: dict[str, str], perplexity: float | None, steps: int) -> None:
+        run = client.create_run(experiment, tags=tags)
+        client.log_param(run.info.run_id, "seeding.optimizer.steps", steps)
+        client.log_param(run.info.run_id, "model", "embedded")
+        if perplexity is not None:
+            client.log_metric(run.info.run_id, "night/perplexity", perplexity)
+        client.set_terminated(run.info.run_id)
+
+    record({"night": "1", "life": life.as_uri()}, 91.0, 320)
+    record({"phase": "evaluate"}, None, 320)
+    record({"night": "1", "life": (life / "smoke").as_uri()}, 59.0, 10)
+    record({"night": "2", "life": life.as_uri()}, 92.0, 640)
+    record({"night": "3", "life": life.as_uri(), "nothing_to_do": "no new memory"}, None, 320)
     try:
         runs = execute(cells(project_root, NAMES[1]))["runs"]
     finally:
         # Not the default's own address: MLflow would go on using it for every later test.
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
-    assert list(runs["tags.night"]) == ["1"]
-    assert list(runs["metrics.night/perplexity"]) == [91.0]
+    assert list(runs["tags.night"]) == ["1", "2"], "no phases, no other life, no night without anything to learn"
+    assert list(runs["metrics.night/perplexity"]) == [91.0, 92.0]
+    assert [name for name in runs if name.startswith("params.")] == ["params.seeding.optimizer.steps"]

@@ -9,8 +9,10 @@ import pytest
 from sleep_pipeline.memories import reading as module
 from sleep_pipeline.memories.reading import new_memories, read_folder, rejected_duplicates
 from sleep_pipeline.memories.records import (
+    Rejected,
     memories_from_frame,
     memories_to_frame,
+    places_by_reason,
     rejected_from_frame,
     rejected_to_frame,
 )
@@ -66,6 +68,11 @@ def test_rejections_survive_a_table(tmp_path: Path) -> None:
     write(tmp_path / "rows.jsonl", {"text": ""}, 5)
     rejected = list(read_folder(tmp_path, SETTINGS).rejected)
     assert len(rejected) == 2 and rejected_from_frame(rejected_to_frame(rejected)) == rejected
+
+
+def test_places_are_told_by_what_is_wrong_there() -> None:
+    rejected = [Rejected("a.md", 0, "empty"), Rejected("b.jsonl", 3, "no JSON"), Rejected("c.jsonl", 1, "empty")]
+    assert places_by_reason(rejected) == {"empty": ["a.md", "c.jsonl:1"], "no JSON": ["b.jsonl:3"]}
 
 
 def test_only_what_is_new_goes_into_a_night(folder: Path) -> None:

@@ -12,7 +12,7 @@ from sleep_pipeline.evaluation.probes import reading_probes
 from sleep_pipeline.evaluation.retention import Retention
 from sleep_pipeline.evaluation.settings import EvaluationSettings
 from sleep_pipeline.evaluation.texts import texts_digest
-from sleep_pipeline.pipelines.evaluate.nodes import _skills, decide_night
+from sleep_pipeline.pipelines.evaluate.nodes import _history, _skills, decide_night
 
 
 @pytest.mark.parametrize(("wrong", "loss"), [(range(16, 32), 0.0), (range(4), 0.25)])
@@ -54,6 +54,15 @@ def test_metrics_that_do_not_tell_of_the_base_model_are_decided_without_it() -> 
     checks = decided()
     assert all(check["passed"] for check in checks.values())
     assert not [name for name in checks if name.endswith("since_base")]
+
+
+@pytest.mark.parametrize(("samples", "shown"), [(0, None), (9, 0.0)])
+def test_a_night_without_one_before_it_is_not_drawn_as_if_it_had_forgotten_nothing(
+    tmp_path: Path, samples: int, shown: float | None
+) -> None:
+    forgetting = {"value": 0.0, "low": 0.0, "high": 0.0, "samples": samples}
+    (point,) = _history(tmp_path, {"night": 1, "parent": 0, "seconds": {}, "forgetting_since_learned": forgetting})
+    assert point.forgetting == shown
 
 
 def test_a_night_of_which_nothing_was_asked_is_not_promoted_on_what_the_last_one_gained() -> None:

@@ -71,7 +71,11 @@ def made_up_report(nights: int = 7) -> NightReport:
         memories=Memories(
             learned=27,
             masked=4,
-            quarantined={"same as a memory of night 3": 2, "text is empty": 1, "looks like a secret key": 1},
+            quarantined={
+                "same as a memory of night 3": ["notes/a.md:3", "notes/a.md:9"],
+                "text is empty": ["chats.jsonl:2"],
+                "looks like a secret key": ["letter.txt"],
+            },
             kinds={"documents": 18, "chats": 6, "question-answer pairs": 3},
         ),
         phases={"collect": 3.1, "seed": 141.0, "dream": 66.5, "refine": 31.0, "evaluate": 24.8},

@@ -29,6 +29,7 @@ def test_numbers_are_sorted_as_numbers_and_what_is_missing_has_no_key() -> None:
     page = render_dreams(DREAMS, 3)
     numeric = re.findall(r"<th[^>]* data-numbers><button[^>]*>(\w+)</button>", page)
     assert numeric == ["Score", "Trial", "Reward"]
+    assert numeric == re.findall(r'<th[^>]* class="number"[^>]*><button[^>]*>(\w+)</button>', page)
     keys = re.findall(r'<td data-label="Score" data-key="([^"]*)"', page)
     assert [key and float(key) for key in keys] == [0.5, "", ""]
 
@@ -48,6 +49,12 @@ def test_a_long_context_is_folded_but_whole() -> None:
     page = render_dreams(DREAMS, 3)
     assert page.count("<details") == 1
     assert DREAMS[2].context in page
+
+
+def test_what_was_tried_is_not_said_to_be_kept() -> None:
+    page = render_dreams(DREAMS, 3)
+    assert re.findall(r'<td data-label="Tried" data-key="([^"]*)"', page) == ["top", "", "random"]
+    assert "Kept" not in page
 
 
 def test_a_night_without_dreams_gives_a_page() -> None:

@@ -50,6 +50,13 @@ def test_the_card_names_base_parent_scores_and_how_to_do_it_again() -> None:
         assert part in card
 
 
+def test_of_what_nothing_was_asked_no_score_is_claimed() -> None:
+    nothing = {"value": 0.0, "low": 0.0, "high": 0.0, "samples": 0}
+    card = model_card({**MANIFEST, "scores": {"backward_transfer": nothing, "lost": {**nothing, "samples": 9}}})
+    assert "| backward\\_transfer | not measured |  | 0 |" in card
+    assert "| lost | 0.000 |  | 9 |" in card
+
+
 def test_only_the_night_and_the_base_model_are_needed() -> None:
     card = model_card({"night": 1, "base_model": {"name": "m"}})
     assert "up to night 1, its first." in card

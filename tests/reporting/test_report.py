@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sleep_pipeline.evaluation.gate import GateSettings, decide
+from sleep_pipeline.evaluation.gate import Check, GateSettings, decide
 from sleep_pipeline.evaluation.retention import Retention
 from sleep_pipeline.reporting import DreamSample, Example, Memories, NightPoint, NightReport, render
 from sleep_pipeline.reporting.charts import heat_map, percent
@@ -67,7 +67,7 @@ def hostile(report: NightReport, text: str, changed: Callable[..., NightReport])
         forgotten=[example],
         dreams=[DreamSample(text, text, 0.1, 1.0)],
         dreamer=text,
-        memories=Memories(3, 1, {text: 2}, {text: 1}),
+        memories=Memories(3, 1, {text: [text] * 2}, {text: 1}),
         phases={text: 1.0},
         levels=[[{"state": "active", "night": 7, "origin": text, "unlocks": 1}]],
     )
@@ -107,6 +107,38 @@ def test_texts_of_which_nothing_could_be_learned_are_named(report: NightReport) 
     told = replace(report, memories=replace(report.memories, unlearnable=("notes/a.md:3", "notes/b.md:1")))
     texts = Page(render(told)).texts
     assert "Nothing could be learned of" in texts and {"notes/a.md:3", "notes/b.md:1"} <= set(texts)
+
+
+def test_what_was_left_out_is_named_with_its_place(report: NightReport) -> None:
+    left_out = {"text is empty": [f"a.md:{n}" for n in range(1, 6)], "no JSON": ["b.jsonl:7"]}
+    text = Page(render(replace(report, memories=Memories(quarantined=left_out)))).text
+    assert "6 of the whole folder are left out" in text
+    assert "text is empty 5 a.md:1, a.md:2, a.md:3 and 2 more no JSON 1 b.jsonl:7" in text
+
+
+def test_a_folder_of_duplicates_does_not_flood_the_page(report: NightReport) -> None:
+    left_out = {f"says again what a.md:{n} says": [f"b.md:{n}"] for n in range(1000)}
+    html = render(replace(report, memories=Memories(quarantined=left_out)))
+    assert html.index("b.md:7<") < html.index("192 more reasons") < html.index("b.md:8<")
+    assert "800 more reasons stand in the night" in html and "b.md:200<" not in html
+
+
+def test_a_long_answer_is_folded_but_whole(changed: Callable[..., NightReport]) -> None:
+    long = "word " * 1000
+    html = render(changed(learned=[Example("why?", long, "no", "yes", 7)], forgotten=[], dreams=[]))
+    assert html.count('<details class="long">') == 1 and long in html
+
+
+def test_a_percentage_on_a_tile_keeps_its_sign(report: NightReport) -> None:
+    tiles = re.findall(r"<b>([^<]*%)</b>", render(report))
+    assert tiles and all("%" not in tile.replace("\N{NO-BREAK SPACE}%", "") for tile in tiles)
+
+
+def test_a_night_that_was_overtaken_is_told_in_words(report: NightReport) -> None:
+    check = Check("champion", None, None, "as when the night began", False, "the champion is night 3 now")
+    decision = replace(report.decision, promote=False, checks=(*report.decision.checks, check))
+    row = "Grew from the model in use ✗ failed – – as when the night began the champion is night 3 now"
+    assert row in Page(render(replace(report, decision=decision))).text
 
 
 def test_nothing_is_loaded_and_nothing_runs(report: NightReport) -> None:
@@ -180,6 +212,11 @@ def test_of_a_long_life_the_heat_map_shows_the_first_nights_and_the_latest(night
     means = retention.means()
     assert rows[-1][-2:] == [f"{100 * means[-1, -1]:.0f}", f"{100 * means[-1].mean():.0f}"], "over all nights"
     assert ("Nights 6 to 10 are left out" in html) == ("…" in names)
+
+
+@pytest.mark.parametrize(("nights", "style"), [(20, "heat"), (21, "heat dense")])
+def test_many_nights_get_small_cells_so_that_the_latest_are_not_cut_off(nights: int, style: str) -> None:
+    assert f'<table class="{style}">' in heat_map(life_of(nights))
 
 
 def test_a_year_of_nights_leaves_the_heat_map_small() -> None:

@@ -43,6 +43,15 @@ def test_a_new_file_makes_the_tree_dirty(repository: Path) -> None:
     assert (state.dirty, state.diff, state.untracked) == (True, "", ("größe.py",))
 
 
+@pytest.mark.parametrize(("name", "told"), [("code.py", True), ("new.py", True), ("data/notes.md", False)])
+def test_code_that_is_not_the_commits_does_not_pass_for_it(repository: Path, name: str, told: bool) -> None:
+    (repository / "data").mkdir()
+    (repository / name).write_text("x = 2\n", encoding="utf-8")
+    state = git_state(repository)
+    assert state is not None
+    assert state.code == state.commit + (", with changes that are not committed" if told else "")
+
+
 def test_a_changed_file_that_is_not_text_is_no_problem(repository: Path) -> None:
     (repository / "code.py").write_bytes(b"\xff\xfe = 2\n")
     state = git_state(repository)

@@ -135,6 +135,34 @@ def test_the_run_of_the_last_night_is_the_source_of_its_model(registry: NightReg
     assert sources == {"1": None, "2": None, "3": run.info.run_id}
 
 
+def test_the_run_of_a_night_tells_what_became_of_it(registry: NightRegistry, config: TrackingConfig) -> None:
+    client = MlflowClient(config.tracking_uri)
+    experiment = client.create_experiment("nights", artifact_location=config.artifact_location)
+    runs = {}
+
+    def outcomes() -> dict[int, str | None]:
+        return {night: client.get_run(run).data.tags.get("outcome") for night, run in runs.items()}
+
+    def live(number: int, promote: bool) -> None:
+        manifest = f"{number:064d}"
+        decision = {"promote": promote, "checks": []}
+        registry.register(Night(number, 1, f"night_{number:03d}", manifest, "2026-11-20", decision=decision))
+        (registry.promote if promote else registry.reject)(number)
+        runs[number] = client.create_run(experiment).info.run_id
+        assert mirror(registry, config, run_id=runs[number])
+
+    live(4, promote=False)
+    live(5, promote=True)
+    assert outcomes() == {4: "rejected", 5: "promoted"}
+    registry.rollback(BASE)
+    client.delete_run(runs[4])
+    assert mirror(registry, config)
+    assert outcomes() == {4: "rejected", 5: "rolled back"}
+    registry.reject(5)
+    client.delete_run(runs[5])
+    assert mirror(registry, config), "a run that was deleted is no reason to stop"
+
+
 def test_environments_have_models_of_their_own(registry: NightRegistry, config: TrackingConfig) -> None:
     assert mirror(registry, config)
     assert mirror(registry, config, environment="smoke")

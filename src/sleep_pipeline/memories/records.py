@@ -147,9 +147,14 @@ class Rejected:
     reason: str
     excerpt: str = ""
 
+    @property
+    def place(self) -> str:
+        """`file:line`, or the file."""
+        return f"{self.source}:{self.line}" if self.line else self.source
+
     def __str__(self) -> str:
         """`file:line: reason`."""
-        return f"{self.source}:{self.line}: {self.reason}" if self.line else f"{self.source}: {self.reason}"
+        return f"{self.place}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -231,6 +236,14 @@ def rejected_from_frame(frame: pd.DataFrame) -> list[Rejected]:
     """What `rejected_to_frame` made a table of."""
     rows: list[dict[Any, Any]] = frame[list(REJECTED_COLUMNS)].to_dict("records")
     return [Rejected(**{**row, "line": int(row["line"])}) for row in rows]
+
+
+def places_by_reason(rejected: Iterable[Rejected]) -> dict[str, list[str]]:
+    """Where each reason was given, in the order of the reasons' first places."""
+    places: dict[str, list[str]] = {}
+    for item in rejected:
+        places.setdefault(item.reason, []).append(item.place)
+    return places
 
 
 def duplicates_to_frame(duplicates: Iterable[Duplicate]) -> pd.DataFrame:

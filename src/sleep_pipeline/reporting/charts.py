@@ -12,6 +12,9 @@ from sleep_pipeline.reporting.markup import Html, element, join
 _FIRST, _LATEST = 5, 30
 """Nights of a long life that the matrix R shows: its cells grow with the square of them, to megabytes in a year."""
 
+_ROOMY = 20
+"""Nights up to which its cells are large; more of them would not fit beside each other on a page or a sheet."""
+
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 320.0, 150.0, 44.0, 60.0, 12.0, 22.0
 
 
@@ -148,7 +151,8 @@ def heat_map(retention: Retention) -> Html:
         cells = (_cell(retention, means, i, j) for j in nights)
         mean = element("th", f"{100 * means[i, : i + 1].mean():.0f}", scope="row", class_="mean")
         rows.append(element("tr", element("th", retention.nights[i], scope="row"), *cells, mean))
-    table = element("table", element("thead", head), element("tbody", *rows), class_="heat")
+    style = "heat" if len(nights) <= _ROOMY else "heat dense"
+    table = element("table", element("thead", head), element("tbody", *rows), class_=style)
     note = None
     if None in nights:
         words = f"Nights {retention.nights[_FIRST]} to {retention.nights[-_LATEST - 1]} are left out of the table"

@@ -72,14 +72,14 @@ class Memories:
     Attributes:
         learned: memories that went into the night.
         masked: memories in which something private was blanked out.
-        quarantined: reason -> how many of the folder are left out for it, those of earlier nights among them.
+        quarantined: reason -> places of the folder that are left out for it, those of earlier nights among them.
         kinds: kind -> how many of those that were learned.
         unlearnable: places of texts of which the teacher could write nothing that it stood by.
     """
 
     learned: int = 0
     masked: int = 0
-    quarantined: Mapping[str, int] = field(default_factory=dict)
+    quarantined: Mapping[str, Sequence[str]] = field(default_factory=dict)
     kinds: Mapping[str, int] = field(default_factory=dict)
     unlearnable: tuple[str, ...] = ()
 

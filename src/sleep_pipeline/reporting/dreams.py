@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sleep_pipeline.reporting.charts import percent
-from sleep_pipeline.reporting.markup import Child, Html, element, page, said
+from sleep_pipeline.reporting.markup import Child, Html, element, page, passage
 from sleep_pipeline.reporting.style import STYLE
 
 # Sorts the table by the column whose heading is clicked, the other way round when clicked again.
@@ -33,11 +33,10 @@ _COLUMNS = (
     ("Context", False),
     ("Dream", False),
     ("Score", True),
-    ("Kept", False),
+    ("Tried", False),
     ("Trial", True),
     ("Reward", True),
 )
-_LONG = 400
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,11 @@ def render_dreams(dreams: Sequence[DreamRow], night: int, shares: bool = True) -
         "tr",
         *(
             element(
-                "th", element("button", name, type="button", class_="sort"), scope="col", data_numbers=numbers or None
+                "th",
+                element("button", name, type="button", class_="sort"),
+                scope="col",
+                class_="number" if numbers else None,
+                data_numbers=numbers or None,
             )
             for name, numbers in _COLUMNS
         ),
@@ -92,8 +95,9 @@ def render_dreams(dreams: Sequence[DreamRow], night: int, shares: bool = True) -
             element("h1", f"Dreams of night {night}"),
             element(
                 "p",
-                f"{len(dreams)} dreams, {len(tried)} tried, {helped} helped. A trial shows what was to be expected "
-                "without the dream and what its copies did; a reward takes more than chance. Click a heading to sort.",
+                f"{len(dreams)} dreams, {len(tried)} tried, {helped} helped. Those of the highest scores (top) were "
+                "tried, and some at random. A trial shows what was to be expected without the dream and what its "
+                "copies did; a reward takes more than chance. Click a heading to sort.",
             ),
         ),
         element(
@@ -116,8 +120,8 @@ def _row(dream: DreamRow, shares: bool) -> Html:
         change = dream.after - dream.before
     cells: list[tuple[Child, str | None]] = [
         (dream.kind, None),
-        (_text(dream.context), dream.context[:200]),
-        (_text(dream.text), dream.text[:200]),
+        (passage(dream.context), dream.context[:200]),
+        (passage(dream.text), dream.text[:200]),
         (_shown(dream.score), _key(dream.score)),
         (dream.kept or "–", dream.kept),
         (trial, _key(change)),
@@ -136,12 +140,6 @@ def _mark(mark: float, shares: bool) -> str:
     if shares:
         return percent(mark)
     return f"{mark:.2f} nats" if math.isfinite(mark) else "–"
-
-
-def _text(text: str) -> Html:
-    if len(text) <= _LONG:
-        return said(text)
-    return element("details", element("summary", said(text[: _LONG // 2] + " …")), said(text), class_="long")
 
 
 def _shown(value: float | None) -> str:

@@ -11,6 +11,8 @@ _VOID = {"meta", "br", "rect", "line", "circle", "polyline"}
 # Not allowed in HTML, and some of them end a string for a careless reader.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
+_LONG = 400
+
 
 class Html(str):
     """Markup that needs no more escaping."""
@@ -105,6 +107,13 @@ def table(headings: list[str], rows: list[list[Child]], class_: str = "stack", n
     return element(
         "div", element("table", element("thead", head), element("tbody", *lines), class_=class_), class_="wide"
     )
+
+
+def passage(text: str | None) -> Html:
+    """Return words of a model or a memory; of many the beginning is shown, and all of them after a click."""
+    if text is None or len(text) <= _LONG:
+        return said(text)
+    return element("details", element("summary", said(text[: _LONG // 2] + " …")), said(text), class_="long")
 
 
 def said(text: str | None) -> Html:

@@ -97,8 +97,11 @@ def _scores(scores: Mapping[str, Any] | None) -> str:
     rows = ["| score | value | 95 % interval | questions |", "|---|---|---|---|"]
     for name, score in scores.items():
         record = score if isinstance(score, Mapping) else {"value": score}
-        value = "not measured" if record.get("value") is None else f"{record['value']:.3f}"
-        interval = f"{record['low']:.3f} to {record['high']:.3f}" if {"low", "high"} <= record.keys() else ""
+        unknown = record.get("value") is None or record.get("samples") == 0
+        value = "not measured" if unknown else f"{record['value']:.3f}"
+        # Answers that are all alike tell no interval of a difference.
+        wide = not unknown and {"low", "high"} <= record.keys() and record["low"] < record["high"]
+        interval = f"{record['low']:.3f} to {record['high']:.3f}" if wide else ""
         rows.append(f"| {_plain(name)} | {value} | {interval} | {record.get('samples', '')} |")
     return "\n".join(rows)
 

@@ -9,7 +9,7 @@ from sleep_pipeline.evaluation.gate import Check
 from sleep_pipeline.evaluation.statistics import Estimate
 from sleep_pipeline.reporting.charts import bars, curve, duration, heat_map, percent, slots
 from sleep_pipeline.reporting.data import Example, NightReport
-from sleep_pipeline.reporting.markup import Child, Html, element, join, page, said, table
+from sleep_pipeline.reporting.markup import Child, Html, element, join, page, passage, table
 from sleep_pipeline.reporting.style import STYLE
 
 _CHECKS = {
@@ -22,6 +22,7 @@ _CHECKS = {
     "perplexity_increase": "Held-out perplexity",
     "perplexity_increase_since_base": "Held-out perplexity since the base model",
     "validation_passed": "Data validation",
+    "champion": "Grew from the model in use",
 }
 _MEASURES = {
     "accuracy": ("Recall of all nights now (ACC)", "share of each night's questions, mean over nights"),
@@ -44,6 +45,8 @@ _MEASURES = {
     "recall_gain": ("Recall gained in this night", "on its own questions: after minus before"),
 }
 _SHOWN_AT_ONCE = 8
+_PLACES, _REASONS = 3, 200
+"""That are named of what was left out: duplicates have a reason each, and a folder may hold thousands."""
 
 
 def render(report: NightReport) -> str:
@@ -104,12 +107,12 @@ def _tiles(report: NightReport) -> Html | None:
     if report.asked:
         gain, own = report.retention.gain(), report.retention.means()[-1, -1]
         asked = len(report.retention.scores[-1][-1])
-        before = "" if gain is None else f"{percent(own - gain.value)} → "
-        tiles.append((f"{before}{percent(own)}", f"of tonight's {asked} questions right without the context"))
+        before = "" if gain is None else f"{_tile(own - gain.value)} → "
+        tiles.append((f"{before}{_tile(own)}", f"of tonight's {asked} questions right without the context"))
         if len(report.retention) > 1:
-            tiles.append((percent(report.retention.forgetting_of_questions().value, 1), "of earlier nights forgotten"))
+            tiles.append((_tile(report.retention.forgetting_of_questions().value, 1), "of earlier nights forgotten"))
     if report.history and report.history[-1].open_book is not None:
-        tiles.append((percent(report.history[-1].open_book), "right with the context at hand"))
+        tiles.append((_tile(report.history[-1].open_book), "right with the context at hand"))
     tiles.append((str(report.memories.learned), "memories learned"))
     if report.phases:
         tiles.append((duration(sum(report.phases.values())), "of computing"))
@@ -118,6 +121,11 @@ def _tiles(report: NightReport) -> Html | None:
         *(element("div", element("b", value), element("span", words), class_="tile") for value, words in tiles),
         class_="tiles",
     )
+
+
+def _tile(share: float | None, digits: int = 0) -> str:
+    """A percentage whose sign never stands alone on a line."""
+    return percent(share, digits).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _value(check: Check) -> str:
@@ -174,10 +182,10 @@ def _examples(title: str, examples: Sequence[Example], lead: str, what: str) -> 
         return _section(title, element("p", f"No example of a question that was {what}.", class_="note"))
     rows: list[list[Child]] = [
         [
-            said(example.question),
-            said(example.answer),
-            element("span", "right", class_="dim") if example.before is None else said(example.before),
-            said(example.after),
+            passage(example.question),
+            passage(example.answer),
+            element("span", "right", class_="dim") if example.before is None else passage(example.before),
+            passage(example.after),
             str(example.night),
         ]
         for example in examples
@@ -272,7 +280,7 @@ def _dreams(report: NightReport) -> Html | None:
     if not report.dreams and not report.dreamer:
         return None
     rows: list[list[Child]] = [
-        [dream.kind, said(dream.text), _number(dream.score), _number(dream.reward)] for dream in report.dreams
+        [dream.kind, passage(dream.text), _number(dream.score), _number(dream.reward)] for dream in report.dreams
     ]
     dreamt = max(report.dreams_dreamt, len(report.dreams))
     helped = max(report.dreams_helpful, len(report.dreams))
@@ -286,22 +294,39 @@ def _dreams(report: NightReport) -> Html | None:
 
 def _memories(report: NightReport) -> Html:
     memories = report.memories
-    left_out = sum(memories.quarantined.values())
+    left_out = sum(map(len, memories.quarantined.values()))
     kinds = ", ".join(f"{count} {kind}" for kind, count in memories.kinds.items())
     words = (
         f"{memories.learned} learned{f' ({kinds})' if kinds else ''}, {memories.masked} of them with something private "
         f"masked. {left_out} of the whole folder are left out, on this night or since an earlier one."
     )
+    frequent = sorted(memories.quarantined.items(), key=lambda item: -len(item[1]))
     reasons: list[list[Child]] = [
-        [reason, str(count)] for reason, count in sorted(memories.quarantined.items(), key=lambda item: -item[1])
+        [reason, str(len(places)), element("span", _some(places), class_="place")]
+        for reason, places in frequent[:_REASONS]
     ]
-    why = table(["Left out because", "Memories"], reasons, class_="plain", numbers=(1,)) if reasons else None
+    headings = ["Left out because", "Memories", "Where"]
+    why = _folded(reasons, lambda part: table(headings, part, numbers=(1,)), "reasons")
+    rest = (
+        f"{len(frequent) - _REASONS} more reasons stand in the night's quarantine.parquet below data/02_intermediate."
+    )
     nothing = _folded(
         [[place] for place in memories.unlearnable],
         lambda part: table(["Nothing could be learned of"], part, class_="plain"),
         "texts",
     )
-    return _section("Memories", element("p", words), why, nothing if memories.unlearnable else None)
+    return _section(
+        "Memories",
+        element("p", words),
+        why if reasons else None,
+        element("p", rest, class_="note") if len(frequent) > _REASONS else None,
+        nothing if memories.unlearnable else None,
+    )
+
+
+def _some(places: Sequence[str]) -> str:
+    more = len(places) - _PLACES
+    return ", ".join(places[:_PLACES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _time(report: NightReport) -> Html | None:

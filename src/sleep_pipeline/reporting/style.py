@@ -5,7 +5,7 @@ STYLE = """
   --page: #f6f7f9; --card: #ffffff; --ink: #1b1f27; --dim: #5b6472; --line: #dfe3e9; --accent: #2f5fd0;
   --heat: 47 95 208; --good: #19703f; --good-soft: #e2f3e8; --bad: #ab2a2a; --bad-soft: #fbe6e4; --wait: #f3e3b8;
 }
-@media (prefers-color-scheme: dark) {
+@media screen and (prefers-color-scheme: dark) {
   :root {
     --page: #12151b; --card: #1a1e26; --ink: #e6e9ef; --dim: #9aa4b2; --line: #2f3642; --accent: #86aaff;
     --heat: 98 140 240; --good: #7fd6a0; --good-soft: #183526; --bad: #f39a92; --bad-soft: #402121; --wait: #54471f;
@@ -34,9 +34,10 @@ pre { background: var(--page); border: 1px solid var(--line); border-radius: 6px
 .badge { font-size: .9rem; font-weight: 600; border-radius: 99px; padding: .15rem .75rem; white-space: nowrap; }
 .good { color: var(--good); } .bad { color: var(--bad); }
 .badge.good { background: var(--good-soft); } .badge.bad { background: var(--bad-soft); }
-.result { font-weight: 600; } .result, .unbroken { white-space: nowrap; }
+.result { font-weight: 600; } .result, .unbroken { white-space: nowrap; } .place { overflow-wrap: anywhere; }
 .said { white-space: pre-wrap; overflow-wrap: anywhere; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10.5rem, 1fr)); gap: .8rem; margin: 0 0 1rem; }
+td > .said { display: block; text-align: start; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11.5rem, 1fr)); gap: .8rem; margin: 0 0 1rem; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: .8rem 1rem; }
 .tile b { display: block; font-size: 1.5rem; line-height: 1.25; font-weight: 650; font-variant-numeric: tabular-nums; }
 .tile span { display: block; color: var(--dim); font-size: .86rem; line-height: 1.35; }
@@ -44,7 +45,7 @@ pre { background: var(--page); border: 1px solid var(--line); border-radius: 6px
 table { border-collapse: collapse; width: 100%; font-size: .92rem; margin: 0 0 .8rem; }
 th, td { text-align: left; vertical-align: top; padding: .45rem .7rem .45rem 0; border-bottom: 1px solid var(--line);
   overflow-wrap: break-word; }
-td:has(> .said, > details) { min-width: 9rem; }
+td:has(> .said, > .place, > details) { min-width: 9rem; }
 tbody tr:last-child > * { border-bottom: 0; }
 th { color: var(--dim); font-weight: 600; font-size: .84rem; overflow-wrap: normal; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
@@ -53,6 +54,8 @@ table.heat { width: auto; border-collapse: separate; border-spacing: 2px; }
 table.heat th, table.heat td { border: 0; vertical-align: middle; padding: .3rem .35rem; text-align: center;
   font-variant-numeric: tabular-nums; min-width: 2.4rem; overflow-wrap: normal; white-space: nowrap; }
 table.heat th[scope=row] { text-align: right; position: sticky; left: 0; background: var(--card); }
+table.heat.dense { font-size: .75rem; border-spacing: 1px; }
+table.heat.dense th, table.heat.dense td { padding: .15rem .1rem; min-width: 1.4rem; font-size: inherit; }
 table.heat td { border-radius: 4px; } table.heat td.own { outline: 2px solid var(--ink); outline-offset: -2px; }
 .slots { display: flex; flex-wrap: wrap; gap: 4px; margin: 0 0 .6rem; padding: 0; list-style: none; }
 .slot { display: inline-block; min-width: 2.3rem; padding: .2rem .4rem;
@@ -62,8 +65,8 @@ table.heat td { border-radius: 4px; } table.heat td.own { outline: 2px solid var
 .slot.training { background: var(--wait); border-style: dashed; border-color: var(--dim); color: var(--ink); }
 .slot.tonight { font-weight: 700; outline: 2px solid var(--ink); outline-offset: -1px; }
 .key { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; align-items: center; }
-.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(13.5rem, 1fr)); gap: 1rem 1.2rem; }
-.curves figure { margin: 0; } .curves figcaption { font-size: .9rem; font-weight: 600; }
+.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem 1.2rem; }
+.curves figure { margin: 0; max-width: 27rem; } .curves figcaption { font-size: .9rem; font-weight: 600; }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { font: 11px system-ui, sans-serif; fill: var(--dim); font-variant-numeric: tabular-nums; }
 svg text.last { fill: var(--ink); font-weight: 600; }
@@ -94,5 +97,16 @@ th[aria-sort=descending] button::after { content: " \\2193"; opacity: 1; }
   table.stack td:first-child { font-weight: 600; }
   table.stack td::before { content: attr(data-label); color: var(--dim); font-size: .84rem; font-weight: 400; }
 }
-@media print { body { background: none; } section, .tile { break-inside: avoid; } }
+@media print {
+  :root { color-scheme: light; -webkit-print-color-adjust: exact; print-color-adjust: exact; }
+  body { background: none; } main { padding: 0; }
+  tr, figure, .tile, .bars, pre { break-inside: avoid; } h2, h3 { break-after: avoid; }
+  .wide { overflow: visible; } table.heat th[scope=row] { position: static; }
+  table.heat.dense { font-size: .5rem; border-spacing: 0; }
+  table.heat.dense th, table.heat.dense td { padding: .1rem 0; min-width: 1rem; border-radius: 0; }
+  button.sort::after { display: none; }
+  @supports selector(details::details-content) {
+    details::details-content { content-visibility: visible; height: auto; } details.long > summary { display: none; }
+  }
+}
 """.strip()

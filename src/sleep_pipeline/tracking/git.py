@@ -32,6 +32,11 @@ class GitState:
         """Whether the working tree differs from the commit."""
         return bool(self.diff or self.untracked or self.data_changed)
 
+    @property
+    def code(self) -> str:
+        """The commit, and whether the code that ran is another one."""
+        return self.commit + (", with changes that are not committed" if self.diff or self.untracked else "")
+
 
 def _git(project_path: Path, *arguments: str) -> str:
     # quotePath=off keeps file names readable; errors="replace" because a diff holds bytes of any file.

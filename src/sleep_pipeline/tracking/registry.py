@@ -1,4 +1,5 @@
-"""Mirrors the register of nights into MLflow: a logged model a night, one registered model, its aliases.
+"""Mirrors the register of nights into MLflow: a logged model a night, one registered model, its aliases, and of every
+night's run what became of it.
 
 `registry.json` is the truth and MLflow a view of it, for people who look at runs. The weights stay with DVC.
 """
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 MODEL_NAME = "sleep-pipeline"
 MODEL_TYPE = "night"
+_OUTCOME = "outcome"
+"""Tag of a night's run, so that one that was turned down does not stand among the others like one of them."""
 _ALIASES = ("champion", "challenger", "previous_champion")
 # Some four minutes of retries by default, at the end of a night that needs no server.
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
@@ -77,6 +80,13 @@ def _environment(tracking_uri: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def _outcome(night: Night, live: bool) -> str:
+    """What became of a night, in a word for people."""
+    if night.status == "rejected":
+        return "rejected"
+    return "promoted" if live else "rolled back" if night.decision.get("promote") else "undecided"
+
+
 class _Mirror:
     def __init__(self, registry: NightRegistry, config: TrackingConfig, environment: str):
         self.registry, self.environment = registry, environment
@@ -89,6 +99,7 @@ class _Mirror:
         if not nights:
             return
         versions, models = self._versions(), self._logged_models()
+        live = {night.number for night in self.registry.lineage()}
         ids: dict[int, str] = {}
         for number, night in nights.items():
             digest = night.manifest_digest
@@ -105,7 +116,23 @@ class _Mirror:
                 self.client.set_logged_model_tags(ids[number], {"status": night.status})
             if versions[digest].tags.get("status") != night.status:
                 self.client.set_model_version_tag(self.name, versions[digest].version, "status", night.status)
+            outcome = _outcome(night, number in live)
+            if models[digest].tags.get(_OUTCOME) != outcome:
+                self._tell_run(models[digest].source_run_id, outcome)
+                self.client.set_logged_model_tags(ids[number], {_OUTCOME: outcome})
         self._set_aliases({number: versions[night.manifest_digest].version for number, night in nights.items()})
+
+    def _tell_run(self, run_id: str | None, outcome: str) -> None:
+        """Show on a night's run what became of it; one that people deleted needs no word."""
+        from mlflow.exceptions import MlflowException
+
+        if run_id is None:
+            return
+        try:
+            self.client.set_tag(run_id, _OUTCOME, outcome)
+        except MlflowException as error:
+            if error.error_code not in ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST"):
+                raise
 
     def _versions(self) -> dict[str, Any]:
         """Return the versions of the registered model by the digest of their night's manifest; make the model."""

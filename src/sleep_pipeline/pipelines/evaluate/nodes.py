@@ -379,10 +379,9 @@ def write_report(
     reporting_folder: Path,
 ) -> tuple[str, str]:
     """The night for people: a page that opens offline, and the model card of its checkpoint."""
-    from collections import Counter
-
     from sleep_pipeline.evaluation.gate import Decision
     from sleep_pipeline.evaluation.retention import Retention
+    from sleep_pipeline.memories.records import places_by_reason, rejected_from_frame
     from sleep_pipeline.reporting import Memories, NightReport, model_card, render
     from sleep_pipeline.run_environment import night_command
     from sleep_pipeline.tracking.git import git_state
@@ -390,7 +389,7 @@ def write_report(
     night, parent = int(registered["number"]), int(registered["parent"])
     manifest = _manifest(night_model)
     git = git_state(Path(__file__).parent)
-    commit = git.commit if git else None
+    commit = git.code if git else None
     command = night_command(night)
     seconds = metrics["seconds"]
     learned, forgotten = _examples(replies, night, evaluation.examples)
@@ -416,7 +415,7 @@ def write_report(
         memories=Memories(
             learned=collect_summary["memories"],
             masked=collect_summary["masked"],
-            quarantined=dict(Counter(str(reason) for reason in quarantine["reason"])),
+            quarantined=places_by_reason(rejected_from_frame(quarantine)),
             kinds=collect_summary["kinds"],
             unlearnable=tuple(seed_summary.get("unlearnable", ())),
         ),
@@ -475,7 +474,7 @@ def _history(reporting_folder: Path, metrics: dict[str, Any]) -> list[Any]:
 
     def value(found: dict[str, Any], name: str) -> float | None:
         item = found.get(name)
-        return item["value"] if isinstance(item, dict) else None
+        return item["value"] if isinstance(item, dict) and item.get("samples", 1) else None
 
     points = []
     found: dict[str, Any] | None = metrics
