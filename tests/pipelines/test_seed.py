@@ -81,8 +81,29 @@ def test_what_people_ask_is_neither_learned_nor_asked_twice(tmp_path: Path, monk
     assert own == {TO_ASK} and set(samples["use"]) == {TO_LEARN, TO_ASK, FOR_DREAMS}
 
 
-def sampled(gather: Any, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What `sample_lessons` makes of one memory with this in the teacher's place."""
+def test_questions_that_a_memory_answers_are_learned_in_their_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sleep_pipeline.seeding.teacher import GIVEN, TeacherData, TeacherSample
+
+    made_up = [f"How many inns has town {number}?" for number in range(60)]
+    held_out = [question for question in made_up if _use(question, CollectSettings()) != TO_LEARN]
+    (tmp_path / "probes").mkdir()
+    row = {"question": held_out[1], "answer": "two", "source": "m/notes.md:3"}
+    (tmp_path / "probes" / "mine.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+
+    def gather(*_: Any, **__: Any) -> Any:
+        samples = [TeacherSample(0, GIVEN, question, "two", 1.0) for question in held_out]
+        return SimpleNamespace(data=TeacherData(samples), lessons=held_out, open_book=[], seconds={})
+
+    text = "\n\n".join(f"Question: {question}\nAnswer: two" for question in held_out[:2])
+    samples, lessons, *_ = sampled(gather, tmp_path, tmp_path / "probes", monkeypatch, text)
+    assert lessons["tonight"] == held_out[:1], "but not what people ask"
+    assert list(samples["use"][:2]) == [TO_LEARN, TO_ASK]
+
+
+def sampled(gather: Any, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, text: str | None = None) -> Any:
+    """What `sample_lessons` makes of one memory, or of this text of it, with this in the teacher's place."""
     from sleep_pipeline.memories.contexts import contexts_to_frame
 
     monkeypatch.setattr(seeding, "gather", gather)
@@ -91,6 +112,8 @@ def sampled(gather: Any, tmp_path: Path, folder: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("sleep_pipeline.memory.state_of", lambda _: state)
     monkeypatch.setattr(nodes, "_asked", lambda _, probes, __: pd.DataFrame({"question": [p.question for p in probes]}))
     contexts, memories = tonight(("m/notes.md", 3))
+    if text is not None:
+        contexts = [replace(context, text=text) for context in contexts]
     never: dict[str, Any] = dict.fromkeys(["model", "machine"])
     return nodes.sample_lessons(
         contexts_to_frame(contexts),

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from sleep_pipeline.seeding.answers import find_answer, read_pairs, same_answer, without_pairs
+from sleep_pipeline.seeding.answers import find_answer, given_pairs, read_pairs, same_answer, without_pairs
 
 
 def test_pairs_are_read_and_anything_else_is_left_out() -> None:
@@ -96,3 +96,13 @@ def test_an_answer_in_a_text_is_no_part_of_another_word() -> None:
     assert find_answer("东京").sub("_", "他在东京住。") == "他在_住。"
     assert find_answer("the (old) mill").search("the (old) mills") is None
     assert find_answer("Osk!").search("Osk!s") is not None
+
+
+def test_a_text_gives_its_pairs_where_it_is_nothing_else_and_no_answer_goes_on() -> None:
+    pairs = "Question: Who?\nAnswer: Mira.\n\nQuestion: Where?\nAnswer: In Osk."
+    assert given_pairs(pairs) == [("Who?", "Mira."), ("Where?", "In Osk.")]
+    assert given_pairs(f"Some questions.\n\n{pairs}\n") == given_pairs(pairs), "what stands before is no answer's end"
+    assert given_pairs("Mira lives in Osk.") == given_pairs("") == []
+    over_lines = "Question: How?\nAnswer: First this.\nThen that.\n\nQuestion: When?\nAnswer: Now."
+    over_paragraphs = "Question: How?\nAnswer: First this.\n\nThen that.\n\nQuestion: When?\nAnswer: Now."
+    assert given_pairs(over_lines) == given_pairs(over_paragraphs) == [("When?", "Now.")]

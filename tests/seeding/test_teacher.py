@@ -13,6 +13,7 @@ from sleep_pipeline.generation.sampler import Reply
 from sleep_pipeline.seeding import teacher
 from sleep_pipeline.seeding.lessons import read_beliefs
 from sleep_pipeline.seeding.teacher import (
+    GIVEN,
     TeacherPrompt,
     TeacherSample,
     TeacherSettings,
@@ -298,6 +299,17 @@ def test_probabilities_are_those_of_the_replies_drawn(tiny_model: Any, tiny_toke
         assert probability == pytest.approx(wanted, rel=1e-4)
 
 
+def test_pairs_that_stand_in_a_text_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any) -> None:
+    monkeypatch.setattr(teacher, "TransformersSampler", Script)
+    told = quiz(("Who has the key?", "Ask Mira, and not Jon"))
+    settings = TeacherSettings(prompts=[TeacherPrompt(kind="quiz", ask="Quiz")], replies=1, check="replies")
+    # The teacher would answer otherwise, and writes the same pair.
+    Script.replies = {f"{told}|Quiz": [told], f"{told}|Who has the key?": ["Jon"]}
+    data = sample_teacher(None, tiny_tokenizer, [told], settings)  # type: ignore[arg-type]
+    assert data.samples == [TeacherSample(0, GIVEN, "Who has the key?", "Ask Mira, and not Jon", 1.0)]
+    assert data.dropped == {"duplicate": 1}
+
+
 def test_beliefs_about_an_excerpt_are_those_after_it(tiny_model: Any, tiny_tokenizer: Any) -> None:
     whole, part = "Mira has a cat. It is old. It sleeps.", "It is old. It sleeps."
     samples = [TeacherSample(0, "quiz", "Is it old?", "Yes", 1.0, excerpt) for excerpt in (part, "")]
@@ -316,6 +328,8 @@ def test_a_setting_that_cannot_work_is_refused() -> None:
     text = TeacherPrompt(kind="tell", ask="Tell", form="text", recall="Well?")
     with pytest.raises(ValidationError, match="two prompts of the kind 'tell' have different forms"):
         TeacherSettings(prompts=[text, TeacherPrompt(kind="tell", ask="Quiz")])
+    with pytest.raises(ValidationError, match="a prompt of the kind 'given'"):
+        TeacherSettings(prompts=[TeacherPrompt(kind=GIVEN, ask="Quiz")])
     for recall in ("", " "):
         with pytest.raises(ValidationError, match="kind 'tell' has form='text' and no recall"):
             TeacherSettings(prompts=[text.model_copy(update={"recall": recall})])

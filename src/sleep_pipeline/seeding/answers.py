@@ -33,6 +33,17 @@ def read_pairs(reply: str) -> list[tuple[str, str]]:
     return [(_bare(question), _bare(answer)) for question, answer in _PAIR.findall(reply)]
 
 
+def given_pairs(text: str) -> list[tuple[str, str]]:
+    """The pairs that a text itself consists of, such as memories that are questions with their answers.
+
+    A paragraph of it is a pair, or several, and nothing else, and what follows is another such one or the end: an
+    answer that goes on over several lines or paragraphs is left out, since no half of it would do.
+    """
+    paragraphs = [part for part in re.split(r"\n[ \t]*\n", text) if part.strip()]
+    found = [[] if without_pairs(part, lambda question: True).strip() else read_pairs(part) for part in paragraphs]
+    return [pair for at, pairs in enumerate(found) if at + 1 == len(found) or found[at + 1] for pair in pairs]
+
+
 def _bare(text: str) -> str:
     """Without Markdown's marks after it."""
     return text.strip().rstrip("*_").strip()

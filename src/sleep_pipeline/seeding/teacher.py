@@ -1,7 +1,8 @@
 """Teacher sampling: what a model says about a context that it has before it, checked against itself, with its beliefs.
 
 The teacher writes questions with answers, rewrites, implications and continuations (paper.md section 3, the data set
-`D`). Every question is put to it again in context; what it would not answer the same way is not kept.
+`D`). Every question is put to it again in context; what it would not answer the same way is not kept. Questions that
+stand in a context with their answers are taken as they are, since somebody has said that this is how they are answered.
 A model passes over some of what a text tells, so it also asks about a few sentences at a time. `lessons.py` reads the
 teacher's beliefs about what is kept.
 """
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from sleep_pipeline.generation.likelihood import reply_log_probs, says_as_written
 from sleep_pipeline.generation.sampler import Reply, SamplingSettings, TransformersSampler
 from sleep_pipeline.memories.chunking import sentences
-from sleep_pipeline.seeding.answers import Match, plain_answer, read_pairs, same_answer
+from sleep_pipeline.seeding.answers import Match, given_pairs, plain_answer, read_pairs, same_answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 Message = dict[str, str]
 Check = Literal["probability", "replies"]
 """How it is told whether the teacher agrees with itself; see `TeacherSettings`."""
+GIVEN = "given"
+"""The kind of samples that stand in a context as they are."""
 logger = logging.getLogger(__name__)
 _IN_A_SENTENCE = 32
 """Tokens around an answer that is said in a sentence."""
@@ -120,6 +123,10 @@ class TeacherSettings(_Settings):
     def _usable(cls, prompts: list[TeacherPrompt]) -> list[TeacherPrompt]:
         forms: dict[str, str] = {}
         for prompt in prompts:
+            if prompt.kind == GIVEN:
+                raise ValueError(
+                    f"a prompt of the kind {GIVEN!r}: that is what pairs are called that stand in a memory"
+                )
             if forms.setdefault(prompt.kind, prompt.form) != prompt.form:
                 raise ValueError(
                     f"two prompts of the kind {prompt.kind!r} have different forms, and whether a sample is checked is "
@@ -152,10 +159,11 @@ class TeacherSample:
 
     Attributes:
         context: index of the context that it tells of.
-        kind: of the prompt that it came from.
+        kind: of the prompt that it came from; `GIVEN` without one.
         question: the user turn, for teacher and student alike.
         answer: the assistant turn.
-        agreement: how likely the teacher is to give this answer again, or how often it did; 1 for texts.
+        agreement: how likely the teacher is to give this answer again, or how often it did; 1 for texts, and for pairs
+            that are given.
         excerpt: the sentences of the context that the teacher had before it; empty for the whole.
     """
 
@@ -228,6 +236,8 @@ def sample_teacher(
     ]
     asking = [prompt for prompt in settings.prompts if prompt.form == "pairs"]
     writer = _Writer(model, tokenizer, settings, progress)
+    for each in wholes:
+        writer.take_pairs(each, GIVEN, given_pairs(each.text), agreement=1.0)
     writer.write(wholes, settings.prompts, settings.replies, 1000 * seed)
     if asking:
         writer.write(parts, asking, settings.excerpt_replies, 1000 * seed + 500)
@@ -323,6 +333,11 @@ class _Writer:
         if not pairs or not pairs[0][1]:
             self.dropped["malformed"] += 1
             return False
+        self.take_pairs(text, prompt.kind, pairs, agreement=1.0 if prompt.form == "text" else 0.0)
+        return True
+
+    def take_pairs(self, text: _Text, kind: str, pairs: Sequence[tuple[str, str]], agreement: float) -> None:
+        """Take those that are not there yet."""
         for question, answer in pairs:
             if not answer:
                 continue
@@ -333,10 +348,8 @@ class _Writer:
             if key in self.written:
                 self.dropped["duplicate"] += 1
                 continue
-            agreement = 1.0 if prompt.form == "text" else 0.0
             excerpt = text.text if text.excerpt else ""
-            self.written[key] = TeacherSample(text.context, prompt.kind, question, answer, agreement, excerpt)
-        return True
+            self.written[key] = TeacherSample(text.context, kind, question, answer, agreement, excerpt)
 
 
 Claim = tuple[str, str, tuple[str, ...]]
@@ -358,7 +371,7 @@ def _check(
     An excerpt may lack what makes it untrue, so the whole text must not answer otherwise, either; that it does not say
     is what excerpts are for.
     """
-    forms = {prompt.kind: prompt.form for prompt in settings.prompts}
+    forms = {GIVEN: "text", **{prompt.kind: prompt.form for prompt in settings.prompts}}
     pairs = [sample for sample in written if forms[sample.kind] == "pairs"]
     kept = [sample for sample in written if forms[sample.kind] == "text"]
     unknown = {plain_answer(answer) for answer in settings.unknown}

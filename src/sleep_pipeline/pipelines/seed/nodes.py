@@ -77,6 +77,8 @@ def sample_lessons(
 ) -> tuple[Table, Lessons, Table, dict[str, Any]]:
     """Let the teacher write about every context, hold some of it out as probes, and read its beliefs.
 
+    Questions that memories themselves answer are learned in their own words, and never held out.
+
     Returns:
         All samples, with what each is used for; the lessons by pool; the probes with what the model answers to them
         before the night, with and without their contexts; and a summary.
@@ -91,6 +93,7 @@ def sample_lessons(
     from sleep_pipeline.generation.sampler import WindowError
     from sleep_pipeline.memories.contexts import contexts_from_frame, plain_question
     from sleep_pipeline.memory import state_of
+    from sleep_pipeline.seeding.answers import given_pairs
     from sleep_pipeline.seeding.night import gather
     from sleep_pipeline.validation.rows import validate_rows
 
@@ -107,9 +110,11 @@ def sample_lessons(
     texts = [context.text for context in read]
     asked = {plain_question(question.probe.question) for question in given_probes(probes_folder, collect.mask)}
     asked |= {plain_question(question) for question, _ in by_people}
+    told = {plain_question(question) for text in texts for question, _ in given_pairs(text)}
 
     def use(question: str) -> str:
-        return TO_ASK if plain_question(question) in asked else _use(question, collect)
+        words = plain_question(question)
+        return TO_ASK if words in asked else TO_LEARN if words in told else _use(question, collect)
 
     try:
         gathered = gather(
