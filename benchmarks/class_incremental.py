@@ -14,7 +14,8 @@ first tasks and more in the last ones (`growth`). Seconds are those of the machi
 
 The JSON is written after every run, and runs that stand in it with equal settings, data and weights are not done again.
 A method's figures speak of its latest settings; runs with earlier ones stay in `runs`. Give variants of one method
-(`--set '{"settings": {"sentence_model": ...}}' --variant sentence`) names of their own.
+(`--set '{"settings": {"sentence_model": ...}}' --variant sentence`) names of their own. `--set '{"hub": true}'` takes
+the data from a hub, of the declared name or of `"folder": NAME` beside it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from _results import as_it_was, locked, merged
-from sleep_pipeline.baselines.benchmark import curve, numbers, open_stream, run_benchmark, stream_of
+from sleep_pipeline.baselines.benchmark import curve, numbers, open_data, run_benchmark, stream_of
 from sleep_pipeline.baselines.methods import METHODS
 from sleep_pipeline.baselines.settings import BenchmarkSettings
 from sleep_pipeline.environment import apply_defaults
@@ -45,6 +46,7 @@ from sleep_pipeline.evaluation.tasks import (
     task_names,
 )
 from sleep_pipeline.hardware import software
+from sleep_pipeline.language_model import ModelLoadError
 from sleep_pipeline.memory.digest import base_digest
 from sleep_pipeline.night_model import MachineSettings, open_base
 from sleep_pipeline.registry import write_atomically
@@ -289,7 +291,7 @@ def parsed() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="train briefly; made-up classes, or two tasks of --folder")
     parser.add_argument("--task", default="clinc150", choices=task_names())
-    parser.add_argument("--folder", type=Path, help="of the task's files; default: data/01_raw/TASK")
+    parser.add_argument("--folder", type=Path, help="of the task's files; default: data/01_raw/TASK; a hub: see above")
     parser.add_argument("--methods", default="all", help=f"all, or some of {', '.join(METHODS)}")
     parser.add_argument("--variant", default="", help="a name for these settings, beside other ones of the method")
     parser.add_argument("--seeds", default="0,1,2")
@@ -322,8 +324,8 @@ def show(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None
 def planned(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> list[BenchmarkSettings]:
     """The settings of all runs, checked before the first of them."""
     names = list(METHODS) if arguments.methods == "all" else arguments.methods.split(",")
-    base = BenchmarkSettings(task=arguments.task, threads=arguments.threads).model_dump(by_alias=True, mode="json")
-    base["ask"] = arguments.ask
+    base = BenchmarkSettings(task=arguments.task).model_dump(by_alias=True, mode="json")
+    base |= {"ask": arguments.ask, "threads": arguments.threads}
     if arguments.folder is not None:
         base["folder"] = str(arguments.folder.resolve())
     if arguments.quick:
@@ -333,7 +335,10 @@ def planned(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> l
             base |= {"tasks": 2, "classes": min(5, size.classes // size.tasks), "test_rows_per_class": 4}
     seeds = arguments.seeds.split(",")[: 1 if arguments.quick else None]
     try:
-        base = merged(base, json.loads(arguments.set))
+        changes = json.loads(arguments.set)
+        if not isinstance(changes, dict):
+            parser.error(f'--set {arguments.set} is no JSON object; give it as {{"settings": {{...}}}}')
+        base = merged(base, changes)
         return [
             BenchmarkSettings.model_validate(base | {"method": name, "seed": seed}) for seed in seeds for name in names
         ]
@@ -350,21 +355,22 @@ def main() -> None:
         return
     grid = planned(parser, arguments)
     machine = MachineSettings(device=arguments.device, threads=arguments.threads)
-    made_up = arguments.quick and arguments.folder is None
-    streams = {}
+    made_up = arguments.quick and grid[0].folder is None and not grid[0].hub
     try:
-        for one in {one.seed: one for one in grid}.values():
-            streams[one.seed], left_out = (
-                (made_up_stream(one), ()) if made_up else open_stream(one, Path("data/01_raw"))
-            )
+        data = None if made_up else open_data(grid[0], Path("data/01_raw"))
+        seeds = {one.seed: one for one in grid}
+        streams = {seed: made_up_stream(one) if data is None else stream_of(one, data) for seed, one in seeds.items()}
     except TaskError as error:
         parser.error(str(error))
-    if not made_up and left_out:
-        first = left_out[0]
-        print(f"{len(left_out)} rows are left out; the first, {first.file}:{first.line}: {first.reason}", flush=True)
+    if data is not None and data.quarantined:
+        first, count = data.quarantined[0], len(data.quarantined)
+        print(f"{count} rows are left out; the first, {first.file}:{first.line}: {first.reason}", flush=True)
     runs = read(arguments.json) if arguments.json else []
     check_protocol(runs, grid[0], streams[grid[0].seed].name, arguments.json)
-    run_grid(grid, streams, runs, arguments, machine)
+    try:
+        run_grid(grid, streams, runs, arguments, machine)
+    except (ModelLoadError, ModuleNotFoundError) as error:
+        raise SystemExit(str(error)) from error
 
 
 def run_grid(

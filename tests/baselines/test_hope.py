@@ -7,12 +7,23 @@ from made_up_streams import stream
 from sleep_pipeline.baselines.hope import Awake, Hope
 from sleep_pipeline.baselines.running import run_stream
 from sleep_pipeline.baselines.tuning import labelled_lessons
+from sleep_pipeline.evaluation.tasks import Example
 from sleep_pipeline.memory import ContinuumMemoryConfig, LevelConfig, base_view, state_of
+from sleep_pipeline.memory.levels import ACCUMULATED
+from sleep_pipeline.memory.operations import level_tensors
+from sleep_pipeline.seeding.batches import PASS_TOKENS, Batch, pad
+from sleep_pipeline.seeding.hidden import hidden_states
 
 
 def memory(*periods: int) -> ContinuumMemoryConfig:
     fast = [LevelConfig(period=period, num_slots=4, rank=4, base_width=32) for period in periods]
     return ContinuumMemoryConfig(levels=[*fast, LevelConfig(num_slots=4, rank=4)])
+
+
+def accumulated(method: Hope) -> list[torch.Tensor]:
+    """The gradients that the fast level has gathered."""
+    layers = level_tensors(state_of(method.model), 1)
+    return [tensors.get_parameter(name) for tensors in layers for name in ACCUMULATED]
 
 
 def test_hope_learns_while_awake_with_the_base_frozen(tiny_model: Any, answering: Any) -> None:
@@ -63,3 +74,31 @@ def test_what_it_keeps_are_weights_and_the_optimizer(tiny_model: Any, answering:
     assert method.stored == weights
     method.observe(stream().tasks[0])
     assert method.stored == pytest.approx(3 * weights, rel=0.01)
+
+
+def test_a_long_text_lengthens_no_other_row(tiny_model: Any, answering: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = Hope(tiny_model, answering, memory(2))
+    examples = [*(Example(f"apple {n}", "the apple") for n in range(7)), Example("river " * 60, "the apple")]
+    lessons = labelled_lessons(answering, tiny_model, ["the apple"], examples)
+    longest = max(len(lesson.ids) for lesson in lessons)
+    assert 7 * longest > PASS_TOKENS["cpu"] + sum(len(lesson.ids) for lesson in lessons)
+    shapes: list[torch.Size] = []
+
+    def spied(model: Any, ids: torch.Tensor, *rest: Any) -> torch.Tensor:
+        shapes.append(ids.shape)
+        return hidden_states(model, ids, *rest)
+
+    monkeypatch.setattr("sleep_pipeline.baselines.hope.hidden_states", spied)
+    (apart,) = Awake(method.model, answering.tokenizer.pad_token_id).live(lessons, 1, 8, seed=0)
+    assert sorted(rows for rows, _ in shapes) == [1, 7]
+    moved = [p.detach().clone() for p in accumulated(method)]
+    for p in accumulated(method):
+        p.data.zero_()
+    device = torch.device("cpu")
+    whole = [Batch(list(range(8)), *pad([one.ids for one in lessons], answering.tokenizer.pad_token_id, device))]
+    monkeypatch.setattr("sleep_pipeline.baselines.hope.batches", lambda *rest: whole)
+    monkeypatch.setattr("random.Random.sample", lambda self, rows, count: rows)
+    (together,) = Awake(method.model, answering.tokenizer.pad_token_id).live(lessons, 1, 8, seed=0)
+    assert together == pytest.approx(apart, rel=1e-5)
+    gained, wanted = (torch.cat([part.flatten() for part in parts]) for parts in (moved, accumulated(method)))
+    assert 0 < wanted.norm() and (gained - wanted).norm() < 1e-4 * wanted.norm()

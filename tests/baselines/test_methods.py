@@ -7,6 +7,7 @@ from made_up_streams import stream
 
 from sleep_pipeline.baselines.methods import METHODS, MethodSettings, make_method
 from sleep_pipeline.baselines.running import run_stream
+from sleep_pipeline.language_model import ModelLoadError
 
 SETTINGS = MethodSettings.model_validate(
     {
@@ -33,6 +34,13 @@ def test_every_method_lives_through_a_stream(tiny_model: Any, answering: Any, na
 def test_an_unknown_method_is_refused_with_the_choice(tiny_model: Any, answering: Any) -> None:
     with pytest.raises(ValueError, match="there is no method 'nap'; choose one of icl, inca"):
         make_method("nap", tiny_model, answering, SETTINGS)
+
+
+def test_a_sleeper_that_looks_up_no_examples_needs_no_sentence_model(tiny_model: Any, answering: Any) -> None:
+    settings = SETTINGS.model_copy(update={"sentence_model": "./nowhere"})
+    make_method("sleep", tiny_model, answering, settings)
+    with pytest.raises((ModelLoadError, ModuleNotFoundError), match=r"no folder ./nowhere|sleep-pipeline\[judges\]"):
+        make_method("inca", tiny_model, answering, settings)
 
 
 def test_the_list_of_methods_loads_no_torch() -> None:

@@ -87,6 +87,10 @@ def test_the_precision_of_a_run_is_that_of_all_training() -> None:
     assert BenchmarkSettings().of_method == BenchmarkSettings().settings
 
 
+def test_a_variant_may_look_like_a_number() -> None:
+    assert BenchmarkSettings.model_validate({"variant": 0.1, "folder": 2024}).key == "clinc150/sleep-0.1/seed_0"
+
+
 def test_bad_rows_stand_in_quarantine_with_file_line_and_reason(tmp_path: Path) -> None:
     published(tmp_path / "clinc150")
     stream, quarantined = load_stream(BenchmarkSettings(**SMALL), tmp_path)
@@ -299,12 +303,24 @@ def test_figures_state_the_spread_over_seeds_and_what_it_is_of(benchmark: Any) -
 def test_the_grid_is_checked_before_it_begins(
     grid: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for wrong in (["--methods=inca,nap"], ["--set", '{"settings": {"topk": 1}}'], ["--folder=nowhere"]):
+    for wrong, reason in (
+        (["--methods=inca,nap"], "there is no method 'nap'"),
+        (["--set", '{"settings": {"topk": 1}}'], "topk"),
+        (["--set", "[1]"], "no JSON object"),
+        (["--threads=0"], "greater than 0"),
+        (["--folder=nowhere"], "there is no folder"),
+        (["--set", '{"folder": "nowhere"}'], "there is no folder"),
+    ):
         with pytest.raises(SystemExit):
             grid(*wrong)
-    told = capsys.readouterr().err
-    assert "there is no method 'nap'" in told and "topk" in told and "there is no folder" in told
+        assert reason in capsys.readouterr().err
     assert not Path("found.json").exists()
+
+
+@pytest.mark.slow
+def test_a_model_that_is_not_there_ends_the_grid_with_the_remedy(grid: Callable[..., list[str]]) -> None:
+    with pytest.raises(SystemExit, match=r"there is no folder \./nowhere"):
+        grid("--methods=inca", "--model=./nowhere")
 
 
 def test_all_methods_are_in_the_grid_unless_some_are_named(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,9 +41,22 @@ def open_stream(settings: BenchmarkSettings, raw_folder: Path) -> tuple[ClassStr
     Raises:
         TaskError: the data cannot be used.
     """
-    source: Path | str = (settings.folder or "") if settings.hub else raw_folder / (settings.folder or settings.task)
-    data = load_task(declared(settings.task), source, settings.hub)
+    data = open_data(settings, raw_folder)
     return stream_of(settings, data), data.quarantined
+
+
+def open_data(settings: BenchmarkSettings, raw_folder: Path) -> LabelledData:
+    """The data of a run as published, which are the same for all methods and seeds.
+
+    Args:
+        settings: see `BenchmarkSettings`.
+        raw_folder: that `settings.folder` is below.
+
+    Raises:
+        TaskError: the data cannot be used.
+    """
+    source: Path | str = (settings.folder or "") if settings.hub else raw_folder / (settings.folder or settings.task)
+    return load_task(declared(settings.task), source, settings.hub)
 
 
 def stream_of(settings: BenchmarkSettings, data: LabelledData) -> ClassStream:

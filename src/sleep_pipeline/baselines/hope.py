@@ -16,7 +16,7 @@ from sleep_pipeline.baselines.tuning import labelled_lessons
 from sleep_pipeline.memory import ContinuumMemoryConfig, WakeUpdates
 from sleep_pipeline.memory.levels import BASE
 from sleep_pipeline.memory.operations import level_tensors
-from sleep_pipeline.seeding.batches import pad, positions
+from sleep_pipeline.seeding.batches import batches, positions
 from sleep_pipeline.seeding.hidden import answer_head, hidden_states
 from sleep_pipeline.seeding.lessons import Lesson
 
@@ -53,15 +53,20 @@ class Awake:
             while len(queue) < rows:
                 queue += rng.sample(list(lessons), len(lessons))
             batch, queue = queue[:rows], queue[rows:]
-            ids, mask = pad([lesson.ids for lesson in batch], self._pad, device)
-            spans = [(lesson.start, len(lesson.ids)) for lesson in batch]
-            said = torch.tensor([token for lesson in batch for token in lesson.ids[lesson.start :]], device=device)
+            tokens = sum(len(lesson.ids) - lesson.start for lesson in batch)
+            total = 0.0
             with self.updates.awake():
-                states = hidden_states(self.model, ids, mask)[positions(spans, device)]
-                loss = nn.functional.cross_entropy(head(states).float(), said)
-                loss.backward()
+                # Rows of like length together: one long text would else make all rows of the step as long as itself.
+                for part in batches([lesson.ids for lesson in batch], self._pad, device):
+                    mine = [batch[row] for row in part.rows]
+                    said = torch.tensor([token for one in mine for token in one.ids[one.start :]], device=device)
+                    spans = [(one.start, len(one.ids)) for one in mine]
+                    states = hidden_states(self.model, part.ids, part.mask)[positions(spans, device)]
+                    loss = nn.functional.cross_entropy(head(states).float(), said, reduction="sum") / tokens
+                    loss.backward()
+                    total += float(loss.detach())
                 self.updates.observe()
-            losses.append(float(loss.detach()))
+            losses.append(total)
             self._steps += 1
             for level in range(1, state.depth):
                 if self._steps % (state.config.levels[level - 1].period or 1) == 0:

@@ -168,7 +168,7 @@ def _sleep(sender: Sender, dreams: bool = False) -> Maker:
         from sleep_pipeline.baselines.labelled_sleep import LabelledSleep
 
         # The default is the backbone with its memory.
-        own_embedder = settings.sentence_model is not None or settings.layer is not None
+        own_embedder = sender != "fast" and (settings.sentence_model is not None or settings.layer is not None)
         kind = partial(DreamingSleep, dreaming=settings.dreaming) if dreams else LabelledSleep
         return kind(
             base,

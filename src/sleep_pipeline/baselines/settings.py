@@ -49,6 +49,12 @@ class BenchmarkSettings(BaseModel):
     normalise: bool = False
     settings: MethodSettings = Field(default_factory=MethodSettings)
 
+    @field_validator("variant", "folder", mode="before")
+    @classmethod
+    def _named_by_a_number(cls, name: object) -> object:
+        # Of --params Kedro makes numbers of what looks like some.
+        return str(name) if isinstance(name, int | float) else name
+
     @field_validator("task")
     @classmethod
     def _declared(cls, name: str) -> str:

@@ -161,6 +161,30 @@ def test_a_hub_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) 
         load_task(declared("banking77"), "some/thing", hub=True)
 
 
+def test_a_hub_s_files_that_cannot_be_read_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def fail(*given: Any) -> Any:
+        raise datasets.exceptions.DatasetGenerationError("while generating") from ValueError("a column is missing")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(TaskError, match=r"'some/thing' cannot be loaded \(a column is missing\)"):
+        load_task(declared("banking77"), "some/thing", hub=True)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *given: (_ for _ in ()).throw(OSError()))
+    with pytest.raises(TaskError, match=r"'some/thing' cannot be loaded \(OSError\)"):
+        load_task(declared("banking77"), "some/thing", hub=True)
+
+
+def test_a_hub_s_rows_without_a_label_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(text=datasets.Value("string"), label=datasets.ClassLabel(names=["a_a", "b_b"]))
+    table = datasets.Dataset.from_dict({"text": ["one", "two", "none"], "label": [0, 1, -1]}, features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *given: {"train": table, "test": table})
+    data = load_task(declared("banking77"), "", hub=True)
+    assert [one.label for one in data.test] == ["a a", "b b"]
+    assert [row.line for row in data.quarantined] == [3, 3]
+
+
 def test_bad_rows_are_left_out_and_listed(tmp_path: Path) -> None:
     banking(tmp_path)
     with (tmp_path / "train.csv").open("a") as file:
@@ -270,3 +294,12 @@ def test_training_rows_of_which_none_can_be_used_say_why(tmp_path: Path) -> None
     write_csv(tmp_path / "test.csv", ["text", "category"], [("c", "card_arrival")])
     with pytest.raises(TaskError, match=r"none of 2 training rows can be used; train\.csv:2: the text is empty"):
         load_task(small("banking77"), tmp_path)
+
+
+def test_training_rows_may_write_a_label_in_several_ways(tmp_path: Path) -> None:
+    rows = [("a", "Card_arrival"), ("b", "card arrival"), ("c", "CARD_ARRIVAL"), ("d", "top_up")]
+    for split in ("train", "test"):
+        write_csv(tmp_path / f"{split}.csv", ["text", "category"], rows)
+    data = load_task(small("banking77"), tmp_path)
+    assert data.labels == ("card arrival", "top up")
+    assert [one.label for one in data.train] == [one.label for one in data.test] == ["card arrival"] * 3 + ["top up"]

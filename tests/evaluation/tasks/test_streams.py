@@ -123,3 +123,10 @@ def test_a_text_that_stands_twice_is_not_both_asked_and_trained_on() -> None:
 def test_where_nothing_can_be_held_out_the_test_rows_must_be_asked() -> None:
     with pytest.raises(TaskError, match="no class has a second training row to hold out: ask test"):
         asked_on_validation(made_up(shots=1))
+
+
+def test_a_class_that_no_validation_row_asks_about_is_named_with_the_remedy() -> None:
+    data = made_up()
+    lone = replace(data, train=data.train[: 2 * len(data.labels)][:-1])
+    with pytest.raises(TaskError, match=r"'class 5' has no test row \(where validation .* a second training text"):
+        class_stream(asked_on_validation(lone), seed=0)

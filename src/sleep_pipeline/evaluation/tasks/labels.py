@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _NO_WORD = re.compile(r"[\W_]+")
+_SPACES = re.compile(r"[\s_-]+")
 
 
 def in_words(label: str) -> str:
@@ -17,8 +18,10 @@ def in_words(label: str) -> str:
 def words_of(labels: Iterable[str]) -> dict[str, str]:
     """Words of each published name, in the order of the names.
 
+    Names that differ in case, underscores, hyphens and spaces alone are one label, and have the same words.
+
     Raises:
-        ValueError: a name has no words, or two have the same.
+        ValueError: a name has no words, or two that differ in more have the same.
     """
     words: dict[str, str] = {}
     owners: dict[str, str] = {}
@@ -26,11 +29,11 @@ def words_of(labels: Iterable[str]) -> dict[str, str]:
         said = in_words(label)
         if not said:
             raise ValueError(f"the label {label!r} has no letters or digits; rename it")
-        if said in owners:
+        if _SPACES.sub("", owners.get(said, label)).lower() != _SPACES.sub("", label).lower():
             raise ValueError(
                 f"the labels {owners[said]!r} and {label!r} are both {said!r} in words, so that no answer could tell "
                 "them apart; rename one, or give both the same name"
             )
-        owners[said] = label
+        owners.setdefault(said, label)
         words[label] = said
     return words

@@ -13,7 +13,7 @@ from typing import Any
 from sleep_pipeline.evaluation.tasks.data import SPLITS, Example, LabelledData, Quarantined, TaskError
 from sleep_pipeline.evaluation.tasks.declaration import TaskDeclaration
 from sleep_pipeline.evaluation.tasks.labels import in_words, words_of
-from sleep_pipeline.evaluation.tasks.rows import SUFFIXES, Row, column, read_rows, read_splits, suffix_of
+from sleep_pipeline.evaluation.tasks.rows import SUFFIXES, Row, column, named, read_rows, read_splits, suffix_of
 
 _NAMES = {"train": ("train", "training"), "validation": ("val", "valid", "validation", "dev"), "test": ("test",)}
 
@@ -100,10 +100,13 @@ def _from_hub(declaration: TaskDeclaration, source: str) -> dict[str, list[Row]]
     config = declaration.hub.config if name == declaration.hub.name else None
     try:
         loaded: Mapping[str, Any] = datasets.load_dataset(name, config)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        # What reads the files failed, and `datasets` says only that something did.
+        why = error.__cause__ if isinstance(error, datasets.exceptions.DatasetsError) and error.__cause__ else error
+        told = next(iter(str(why).splitlines()), type(why).__name__)
         raise TaskError(
-            f"the hub's data set {name!r} cannot be loaded ({str(error).splitlines()[0]}); check the name, the network "
-            f"and HF_HUB_OFFLINE, or {_remedy(declaration)}"
+            f"the hub's data set {name!r} cannot be loaded ({told}); check the name, the network and HF_HUB_OFFLINE, "
+            f"or {_remedy(declaration)}"
         ) from error
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
     for part, table in loaded.items():
@@ -113,10 +116,11 @@ def _from_hub(declaration: TaskDeclaration, source: str) -> dict[str, list[Row]]
         where = f"{name}/{part}"
         text = column(table.column_names, declaration.text_columns, where)
         label = column(table.column_names, declaration.label_columns, where)
-        said = getattr(table.features[label], "int2str", str)
-        for number, (words, answer) in enumerate(zip(table[text], table[label], strict=True), start=1):
+        classes = getattr(table.features[label], "names", None)
+        for number, record in enumerate(zip(table[text], table[label], strict=True), start=1):
+            words, answer = record[0], named(record[1], classes)
             empty = words is None or answer is None
-            rows[split].append(Row(where, number, "" if empty else str(words), "" if empty else said(answer)))
+            rows[split].append(Row(where, number, "" if empty else str(words), "" if empty else str(answer)))
     return rows
 
 
@@ -139,7 +143,7 @@ def _labelled(declaration: TaskDeclaration, rows: Mapping[str, Sequence[Row]], s
         words = words_of(published)
     except ValueError as error:
         raise TaskError(f"{source}: {error}") from error
-    # Names that read alike are one label, whatever their case and underscores.
+    # Names that read alike are one label, whatever their case and underscores: that of the last of them.
     names = {said: label for label, said in words.items()}
     known: dict[str, list[Row]] = {split: [] for split in SPLITS}
     for split in SPLITS:
@@ -156,9 +160,7 @@ def _labelled(declaration: TaskDeclaration, rows: Mapping[str, Sequence[Row]], s
         tuple(Example(row.text.strip(), words[row.label]) for row in drawn[split]) for split in SPLITS
     )
     outside, before = (tuple(row.text.strip() for row in apart[split]) for split in ("test", "validation"))
-    return LabelledData(
-        declaration, tuple(words.values()), train, validation, test, outside, tuple(quarantined), before
-    )
+    return LabelledData(declaration, tuple(names), train, validation, test, outside, tuple(quarantined), before)
 
 
 def _usable(rows: Iterable[Row], quarantined: list[Quarantined]) -> list[Row]:

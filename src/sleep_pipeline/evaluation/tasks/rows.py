@@ -176,11 +176,17 @@ def _parquet(path: Path, text_columns: Sequence[str], label_columns: Sequence[st
         for batch in file.iter_batches(columns=[text, label]):
             for record in batch.to_pylist():
                 number += 1
-                if classes is not None and isinstance(record[label], int):
-                    record[label] = classes[record[label]] if 0 <= record[label] < len(classes) else None
+                record[label] = named(record[label], classes)
                 yield _row(path.name, number, record, (text, label))
     except (pa.ArrowException, OSError) as error:
         raise TaskError(f"{path.name}: no readable Parquet ({error}); get the file as published") from error
+
+
+def named(label: Any, classes: Sequence[str] | None) -> Any:
+    """The name of a class number; None for a number that stands for none, such as -1 of rows without a label."""
+    if classes is None or not isinstance(label, int):
+        return label
+    return classes[label] if 0 <= label < len(classes) else None
 
 
 def _class_names(metadata: Mapping[bytes, bytes], name: str) -> list[str] | None:

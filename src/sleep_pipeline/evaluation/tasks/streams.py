@@ -86,8 +86,9 @@ def class_stream(data: LabelledData, seed: int, tasks: int | None = None, classe
         )
         if untested := sorted(mine - {one.label for one in test}):
             raise TaskError(
-                f"{declaration.name}: the class {untested[0]!r} has no test row, so nobody could say whether it was "
-                f"learned; get {declaration.obtain}"
+                f"{declaration.name}: the class {untested[0]!r} has no test row (where validation rows are asked, none "
+                f"of these), so nobody could say whether it was learned; get {declaration.obtain}, or give it one (for "
+                "validation, a second training text to hold out will do where no rows are published)"
             )
         random.Random(f"{declaration.name}/examples/{seed}/{number}").shuffle(train)
         dealt.append(ClassTask(number + 1, labels, tuple(train), tuple(validation), tuple(test), tasks))
