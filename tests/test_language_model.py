@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sleep_pipeline
+from sleep_pipeline.generation.replies import greedy_replies
 from sleep_pipeline.generation.sampler import end_marks
 from sleep_pipeline.language_model import (
     ChatTemplateError,
@@ -46,6 +47,18 @@ def test_a_tokenizer_without_pad_token_pads_with_the_end(folder: Path) -> None:
             path.write_text(json.dumps(values))
     _, tokenizer = sleep_pipeline.load_model(folder)
     assert tokenizer.pad_token == tokenizer.eos_token == "<|end|>"
+
+
+def test_a_token_for_padding_that_the_model_has_no_row_for_is_not_used(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(settings | {"pad_token_id": len(tokenizer) - 1}))
+    model, tokenizer = sleep_pipeline.load_model(folder)
+    prompts = [[{"role": "user", "content": text}] for text in ("Who?", "Who works for the mill?")]
+    assert len(greedy_replies(model, tokenizer, prompts, 4)) == 2
+    assert model.generation_config.pad_token_id == tokenizer.pad_token_id == tokenizer.eos_token_id
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./missing", "nobody/no-such-model"])
@@ -141,11 +154,15 @@ def test_a_tokenizer_that_does_not_read_back_what_it_was_given_is_refused(folder
         load_tokenizer(folder)
 
 
-def test_replies_end_where_the_template_ends_them(folder: Path) -> None:
+def test_replies_end_where_the_template_ends_them(folder: Path, tiny_model: Any) -> None:
     tokenizer = load_tokenizer(folder)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|stop|>"]})
     tokenizer.chat_template = str(tokenizer.chat_template).replace("<|end|>", "<|stop|>")
     tokenizer.save_pretrained(folder)
+    with pytest.raises(ModelLoadError, match=rf"writes '<\|stop\|>', the token {len(tokenizer) - 1}, and the model"):
+        sleep_pipeline.load_model(folder)
+    tiny_model.resize_token_embeddings(len(tokenizer))
+    tiny_model.save_pretrained(folder)
     model, tokenizer = sleep_pipeline.load_model(folder)
     stop = tokenizer.convert_tokens_to_ids("<|stop|>")
     assert stop != tokenizer.eos_token_id and stop in end_marks(model, tokenizer)

@@ -67,7 +67,7 @@ def load_model(
         UnsafeWeightsError: the weights are not safetensors.
         RemoteCodeError: the model needs code of its own and `trust_remote_code` is off.
         ChatTemplateError: the tokenizer has no chat template, or none that a night can work with.
-        ModelLoadError: weights are missing or damaged, or the tokenizer is another model's.
+        ModelLoadError: weights are missing or damaged, or the tokenizer or a mark of its template is another model's.
     """
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -100,6 +100,13 @@ def load_model(
 
 
 def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: str) -> None:
+    """Make sure that the model has a row for every token that a night gives it; on a GPU one too many ends all.
+
+    Raises:
+        ModelLoadError: the tokenizer, or a mark of the chat template, is another model's.
+    """
+    from sleep_pipeline.generation.likelihood import encode_reply
+
     # Some tokenizers add a token that their model has no row for, such as one that stands for pictures.
     known = model.get_input_embeddings().weight.shape[0]
     if tokenizer.vocab_size > known:
@@ -107,6 +114,19 @@ def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
             f"the tokenizer of {asked} has {tokenizer.vocab_size} tokens and the model knows {known}: it is another "
             "model's; put the model's own files beside the weights"
         )
+    ids, _ = encode_reply(tokenizer, _EXAMPLE)
+    if (most := max(ids)) >= known:
+        raise ModelLoadError(
+            f"the chat template of {asked} writes {tokenizer.convert_ids_to_tokens(most)!r}, the token {most}, and the "
+            f"model knows {known}, from 0 on: it was never trained with this template; put the model's own tokenizer "
+            "and chat template beside the weights"
+        )
+    # A token for padding that was added to the tokenizer alone, as many who fine-tune do.
+    if tokenizer.pad_token_id >= known:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(ids[-1])
+    settings = model.generation_config
+    if settings is not None and (settings.pad_token_id is None or settings.pad_token_id >= known):
+        settings.pad_token_id = tokenizer.pad_token_id
 
 
 def _end_replies(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -114,8 +134,6 @@ def _end_replies(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     settings = model.generation_config
     if settings is None:
         return
-    if settings.pad_token_id is None:
-        settings.pad_token_id = tokenizer.pad_token_id
     named = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
     ends = [token for token in named if token is not None]
     if (end := _example_reply(tokenizer)[-1]) not in (*ends, tokenizer.eos_token_id):

@@ -316,6 +316,17 @@ def test_a_memory_budget_decides_how_many_run_at_once() -> None:
     assert sizes(dreams[:2], SETTINGS.model_copy(update={"memory_budget": 1}), model) == [1, 1]
 
 
+def test_a_stack_that_does_not_fit_onto_the_gpu_names_the_settings_that_take_less() -> None:
+    def judge(model: nn.Module, trials: Sequence[int]) -> Sequence[int]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    model = build()
+    before, told = state(model), r"2 dreams at once .*lower dreaming\.trials\.memory_budget=2147483648 .*2\.00 GiB\)"
+    with pytest.raises(torch.OutOfMemoryError, match=told):
+        run_trials(model, [Dream((row(8, seed),), seed, steps=1) for seed in range(2)], SETTINGS, judge)
+    assert_same_state(before, state(model))
+
+
 def test_what_a_backward_pass_keeps_grows_with_the_positions_as_measured() -> None:
     model, settings = build(), SETTINGS
     layout = lay_out(model, settings.rank, settings.alpha)

@@ -40,6 +40,16 @@ def test_the_block_is_found_under_any_name() -> None:
     assert [block.name for block in find_mlp_blocks(model)] == [f"model.layers.{i}.thinking" for i in range(2)]
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_tower_of_as_many_layers_beside_the_decoder_is_not_taken_for_it(wrapped: bool) -> None:
+    model = build("llama")
+    # As of a model that reads pictures, too, and of the same depth.
+    model.tower = nn.ModuleList(nn.ModuleDict({"mix": nn.Linear(4, 4), "mlp": nn.Linear(4, 4)}) for _ in range(2))
+    prefix = "base_model.model." if wrapped else ""
+    blocks = find_mlp_blocks(get_peft_model(model, one_level()) if wrapped else model)
+    assert [block.name for block in blocks] == [f"{prefix}model.layers.{i}.mlp" for i in range(2)]
+
+
 def test_hybrid_models_whose_layers_differ_are_understood() -> None:
     torch.manual_seed(0)
     lfm2 = Lfm2ForCausalLM(Lfm2Config(**GROUPED, layer_types=["conv", "full_attention"], block_ff_dim=32)).eval()

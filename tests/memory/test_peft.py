@@ -314,6 +314,14 @@ class TestLoraBeside:
         load_beside(loaded, tmp_path / "lora" / "dreamer", "dreamer")
         assert torch.equal(logits(loaded), logits(model))
 
+    def test_saving_one_asks_the_hub_for_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        _, dreamer = self.both()
+        dreamer.peft_config["dreamer"].base_model_name_or_path = "someone/on-the-hub"
+        asked: list[object] = []
+        monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", lambda *args: asked.append(args))
+        save_beside(dreamer, tmp_path)
+        assert not asked and (tmp_path / "dreamer" / "adapter_model.safetensors").is_file()
+
     def test_training_one_leaves_the_other_alone(self) -> None:
         model, dreamer = self.both()
         unlock(model, 3)

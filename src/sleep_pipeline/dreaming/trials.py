@@ -122,6 +122,7 @@ def run_trials(
     Raises:
         BlockError: the model has no decoder layers.
         ModuleNotFoundError: there are to be workers, and Ray is not installed.
+        OutOfMemoryError: a stack does not fit onto the GPU beside the model.
         ValueError: `settings.targets` fit no layer, `evaluate` returns another number of outcomes than of trials, there
             are to be more workers than cores or GPUs, or those given hold another model.
     """
@@ -154,9 +155,13 @@ def run_stack(
     evaluate: Evaluate | None = None,
     keep: bool = True,
 ) -> list[Trial]:
-    """One stack of `run_trials`: the trials of the dreams in `group`, which can all be tried."""
+    """One stack of `run_trials`: the trials of the dreams in `group`, which can all be tried.
+
+    Raises:
+        OutOfMemoryError: they do not fit onto the GPU beside the model.
+    """
     layout = lay_out(model, settings.rank, settings.alpha, settings.targets)
-    with _frozen(model), torch.enable_grad():
+    with _fitting(group, settings), _frozen(model), torch.enable_grad():
         flat, history = _train(model, layout, [dreams[index] for index in group], settings)
         adapters = layout.views(flat)
         outcomes = _judge(model, adapters, group, settings, evaluate)
@@ -331,6 +336,19 @@ def _dtype(model: nn.Module) -> torch.dtype:
 def precision_of(settings: TrialSettings, device: torch.device) -> AbstractContextManager[Any]:
     """The context in which copies compute; what they are compared with must be computed in it, too."""
     return torch.autocast(device.type, torch.bfloat16) if settings.precision == "bf16" else nullcontext()
+
+
+@contextmanager
+def _fitting(group: Sequence[int], settings: TrialSettings) -> Iterator[None]:
+    """Tell which settings take less where a stack is too large for the GPU."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(
+            f"trials of {len(group)} dreams at once do not fit onto the GPU beside the model: lower dreaming.trials."
+            f"memory_budget={settings.memory_budget} (or trials_at_once, rank and targets there) or dreaming.tau."
+            f"rows_at_once, by which they are judged ({error})"
+        ) from error
 
 
 @contextmanager

@@ -66,7 +66,14 @@ def load_beside(
         )
 
 
-def save_beside(adapter: PeftModel, directory: str | Path) -> None:
-    """Save an adapter that lives beside a memory as a plain adapter of the bare base model."""
+def save_beside(adapter: PeftModel, directory: str | Path, embeddings: bool = False) -> None:
+    """Save an adapter that lives beside a memory as a plain adapter of the bare base model.
+
+    Args:
+        adapter: see `add_beside`.
+        directory: PEFT makes it, with a folder of the adapter's name in it where that is not `default`.
+        embeddings: whether the embeddings are saved as well, which an adapter of a resized vocabulary needs. PEFT, left
+            to itself, asks the hub whether it was.
+    """
     with memory_aside(adapter):
-        adapter.save_pretrained(str(directory))
+        adapter.save_pretrained(str(directory), save_embedding_layers=embeddings)

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 COMPUTING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Dtypes of weights that are not quantised."""
@@ -70,8 +69,9 @@ def decoder_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
         if isinstance(module, nn.ModuleList) and len(module) == count and not nested:
             if all(sum(1 for _ in layer.children()) >= 2 for layer in module):
                 found.append(name)
-    if len(found) > 1 and isinstance(model, PreTrainedModel):
-        inside = {id(module) for module in model.get_decoder().modules()}
+    # PEFT's wrappers hand the question on to the model in them.
+    if len(found) > 1 and hasattr(model, "get_decoder"):
+        inside = {id(module) for module in model.get_decoder().modules()}  # type: ignore[operator]
         found = [name for name in found if id(model.get_submodule(name)) in inside]
     if len(found) != 1:
         raise BlockError(
