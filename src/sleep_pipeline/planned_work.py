@@ -119,14 +119,15 @@ def _all_work(settings: Settings, contexts: Sequence[int], has_parent: bool, ear
         f"{count} contexts x {excerpts} excerpts x {teacher.excerpt_replies} replies x {teacher.max_new_tokens} tokens",
     )
     documents = replay.open_book_documents if replay.open_book_rows else 0
-    free = replay.free_texts if replay.open_book_rows else 0
+    free, talks = (replay.free_texts, replay.conversations) if replay.open_book_rows else (0, 0)
     yield Work(
         node,
         "tokens made up for reading",
         documents * (replay.document_tokens + replay.open_book_replies * teacher.max_new_tokens)
-        + free * replay.free_text_tokens,
+        + free * replay.free_text_tokens
+        + 2 * talks * replay.conversation_tokens,
         True,
-        f"{documents} documents with {replay.open_book_replies} replies each, {free} free texts",
+        f"{documents} documents with {replay.open_book_replies} replies each, {free} free texts, {talks} conversations",
     )
     rows, stored = settings.seeding.rows, replay.stored_rows if has_parent else 0
     together = rows + stored + replay.open_book_rows

@@ -13,6 +13,7 @@ from sleep_pipeline.seeding.lesson_file import load_lessons, save_lessons
 from sleep_pipeline.seeding.lessons import (
     Lesson,
     altered_texts,
+    conversation_lessons,
     free_lessons,
     open_book_lessons,
     read_beliefs,
@@ -181,6 +182,31 @@ def test_lessons_in_reading_are_what_the_model_does_with_a_text_that_the_student
         whole = tiny_tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
         assert list(lesson.ids) == whole
         assert lesson.teacher_prompt == lesson.ids[: lesson.start]
+
+
+def test_conversations_are_requests_that_the_model_makes_up_and_its_replies(
+    tiny_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "TransformersSampler", Script)
+    monkeypatch.setattr(
+        Script,
+        "replies",
+        {
+            "<|user|>": ["Where is Osk?", "Who...", "Where is Osk?", "Why?"],
+            "Where is Osk?": ["Here."],
+            "Why?": ["So..."],
+        },
+    )
+    found = conversation_lessons(tiny_model, tiny_tokenizer, 4, 9, READING, seed=0)
+    asked = [{"role": "user", "content": "Where is Osk?"}]
+    whole = [*asked, {"role": "assistant", "content": "Here."}]
+    (lesson,) = found
+    assert list(lesson.ids) == tiny_tokenizer.apply_chat_template(whole, return_dict=True)["input_ids"]
+    assert lesson.teacher_prompt == lesson.ids[: lesson.start], "the student reads what the teacher reads"
+    assert conversation_lessons(tiny_model, tiny_tokenizer, 0, 9, READING, seed=0) == [] and not caplog.text
+    monkeypatch.setattr(Script, "replies", {"<|user|>": ["Who..."]})
+    assert conversation_lessons(tiny_model, tiny_tokenizer, 4, 9, READING, seed=0) == []
+    assert "the model makes up no conversations" in caplog.text
 
 
 def test_what_the_template_would_change_is_no_lesson_in_reading(

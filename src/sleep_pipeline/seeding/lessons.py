@@ -185,29 +185,17 @@ def self_made_documents(
 ) -> list[str]:
     """Texts that the model writes when it is given nothing but the opening of a system turn.
 
-    What a model puts there of itself is like what it was trained to find there (compare Magpie, Xu et al. 2024, which
-    does so with user turns). Only texts that the model ended are returned, each once, so there may be fewer than
-    `count` (with a warning where half of them are missing), and none where the chat template has no system turn of its
-    own.
+    What a model puts there of itself is like what it was trained to find there. Only texts that the model ended are
+    returned, each once, so there may be fewer than `count` (with a warning where half of them are missing), and none
+    where the chat template has no system turn of its own.
     """
-    mark = "\u2042"
-    try:
-        whole = str(tokenizer.apply_chat_template([{"role": "system", "content": mark}], tokenize=False))
-    except TemplateError:
-        whole = ""
-    opening, _, closing = whole.partition(mark)
-    if not opening or not closing:
+    kept = _own_turns(model, tokenizer, "system", SamplingSettings(max_new_tokens, batch_size=batch_size), count, seed)
+    if kept is None:
         logger.warning(
             "the chat template writes nothing before and after a system turn alone, so the model makes up no documents "
             "to go on reading (seeding.replay.open_book_documents): it rehearses tonight's texts alone"
         )
         return []
-    ids = tokenizer(opening, add_special_tokens=False)["input_ids"]
-    sampler = TransformersSampler(model, tokenizer, SamplingSettings(max_new_tokens, batch_size=batch_size))
-    (replies,) = sampler.continue_ids([ids], count, seed=seed)
-    texts = [re.split(re.escape(closing.strip()) if closing.strip() else r"\Z", reply.text)[0] for reply in replies]
-    ended = [text.strip() for text, reply in zip(texts, replies, strict=True) if reply.ended and text.strip()]
-    kept = list(dict.fromkeys(ended))
     if 2 * len(kept) < count:
         logger.warning(
             "%d of %d made-up documents can be read about, the others are cut off after %d tokens, empty or the same: "
@@ -217,6 +205,77 @@ def self_made_documents(
             max_new_tokens,
         )
     return kept
+
+
+def _own_turns(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    role: str,
+    settings: SamplingSettings,
+    count: int,
+    seed: int,
+) -> list[str] | None:
+    """What the model writes into a turn that is opened for it (compare Magpie, Xu et al. 2024), each text once.
+
+    None where the chat template writes nothing around such a turn; what the model did not end is left out.
+    """
+    mark = "\u2042"
+    try:
+        whole = str(tokenizer.apply_chat_template([{"role": role, "content": mark}], tokenize=False))
+    except TemplateError:
+        whole = ""
+    opening, _, closing = whole.partition(mark)
+    if not opening or not closing:
+        return None
+    ids = tokenizer(opening, add_special_tokens=False)["input_ids"]
+    (replies,) = TransformersSampler(model, tokenizer, settings).continue_ids([ids], count, seed=seed)
+    texts = [re.split(re.escape(closing.strip()) if closing.strip() else r"\Z", reply.text)[0] for reply in replies]
+    ended = [text.strip() for text, reply in zip(texts, replies, strict=True) if reply.ended and text.strip()]
+    return list(dict.fromkeys(ended))
+
+
+def conversation_lessons(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+    tokens: int,
+    settings: TeacherSettings,
+    seed: int,
+) -> list[Lesson]:
+    """Requests that the model makes up, with its own replies: a student that keeps to them goes on knowing what it did.
+
+    Lessons in reading have a text before them, and free texts are no conversation; what a model answers without any
+    text is rehearsed by these alone.
+
+    Args:
+        model: in the teacher's view.
+        tokenizer: with a chat template.
+        count: requests; fewer lessons come of those that are cut off, empty or the same.
+        tokens: of a request, and of a reply.
+        settings: batches, the temperature of replies, and how many tokens of the teacher's beliefs are kept.
+        seed: of the sampling.
+    """
+    if not count:
+        return []
+    drawing = SamplingSettings(tokens, batch_size=settings.batch_size)
+    requests = _own_turns(model, tokenizer, "user", drawing, count, seed)
+    if not requests:
+        logger.warning(
+            "the model makes up no conversations (seeding.replay.conversations): its chat template writes nothing "
+            "around a user turn, or it ends none within %d tokens (seeding.replay.conversation_tokens)",
+            tokens,
+        )
+        return []
+    asked = [[{"role": "user", "content": request}] for request in requests]
+    replying = SamplingSettings(tokens, settings.temperature, batch_size=settings.batch_size)
+    drawn = TransformersSampler(model, tokenizer, replying).sample(asked, 1, seed=seed + 1)
+    samples = [
+        TeacherSample(0, "conversation", request, reply.text.strip(), 1.0)
+        for request, (reply,) in zip(requests, drawn, strict=True)
+        if reply.ended and reply.text.strip()
+    ]
+    samples = [sample for sample in samples if says_as_written(tokenizer, sample.answer)]
+    return read_beliefs(model, tokenizer, [None], samples, settings.top_k, settings.reading_rows, student_reads=True)
 
 
 def free_lessons(

@@ -26,6 +26,7 @@ from sleep_pipeline.seeding.judges import Judge, LikelihoodJudge, Trio
 from sleep_pipeline.seeding.lessons import (
     Lesson,
     altered_texts,
+    conversation_lessons,
     free_lessons,
     open_book_lessons,
     read_beliefs,
@@ -171,6 +172,9 @@ def gather(
                 asked.top_k,
                 1000 * seed + 19,
                 asked.batch_size,
+            )
+            open_book += conversation_lessons(
+                model, tokenizer, replay.conversations, replay.conversation_tokens, asked, 1000 * seed + 21
             )
     return NightData(data, lessons, open_book, clock.seconds)
 

@@ -33,8 +33,12 @@ class ReplaySettings(_Settings):
             remembered; 0 for none.
         free_texts: texts that the model begins of itself every night, to go on speaking as it does; 0 for none.
         free_text_tokens: of each.
-        base_reader: whether documents, what is said about them, and free texts come from the model without its experts,
-            so that what one night does to its reading is not the measure of the next.
+        conversations: requests that the model makes up every night and answers, to go on knowing what it knows of
+            itself; 0 for none. General models forget some of it otherwise, and nothing else rehearses it
+            (`benchmarks/LOG.md`, 2026-11-28).
+        conversation_tokens: of a request, and of a reply; what is longer is dropped.
+        base_reader: whether documents, what is said about them, free texts and conversations come from the model
+            without its experts, so that what one night does to its reading is not the measure of the next.
         settled_share: of the last steps, in which every night has as many rows as every other, tonight's too, so that
             tonight's lessons do not drown those of earlier nights; tonight keeps a tenth of the rows however many
             nights there were. 0 for none.
@@ -52,6 +56,8 @@ class ReplaySettings(_Settings):
     altered_texts: NonNegativeInt = 96
     free_texts: NonNegativeInt = 48
     free_text_tokens: PositiveInt = 64
+    conversations: NonNegativeInt = 0
+    conversation_tokens: PositiveInt = 128
     base_reader: bool = True
     settled_share: float = Field(0.3, ge=0, le=1)
     gate_penalty: float = Field(0.0, ge=0)
