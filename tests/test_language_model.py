@@ -119,6 +119,7 @@ def test_damaged_files_are_named(folder: Path) -> None:
         load_tokenizer(folder)
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_there_is_not_blamed_on_the_network(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     for kind, told in (("t5", "is no causal language model"), ("from_tomorrow", "update transformers")):

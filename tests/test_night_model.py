@@ -107,6 +107,7 @@ def test_the_dtype_of_weights_has_short_names_and_no_others() -> None:
         MachineSettings(dtype="int8")
 
 
+@pytest.mark.slow
 def test_attention_that_cannot_be_had_and_models_without_a_block_are_told_with_the_remedy(
     base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

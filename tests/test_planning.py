@@ -164,6 +164,7 @@ def test_a_night_that_has_collected_tells_what_it_collected(project: Path) -> No
     }
 
 
+@pytest.mark.slow
 def test_a_memory_that_was_taken_back_since_is_a_problem(project: Path) -> None:
     collected(project)
     assert planned()["problems"] == []
@@ -187,6 +188,7 @@ def test_a_night_with_too_few_questions_for_the_gate_is_a_problem(project: Path)
     assert "night 1 has 5 questions about its memories, and the gate, which takes 6" in told[0]
 
 
+@pytest.mark.slow
 def test_work_is_counted_from_contexts_and_settings(project: Path) -> None:
     collected(project)
     plan = planned("--params=seeding.teacher.replies=5,seeding.teacher.max_new_tokens=10,seeding.optimizer.steps=7")
@@ -295,6 +297,7 @@ def test_a_disk_without_room_for_what_the_night_leaves_is_a_problem(
     assert f"06_models has {free:,} bytes left, and the night needs {free + 1:,}: make room" in told
 
 
+@pytest.mark.slow
 def test_after_pruning_the_next_night_is_planned_as_before(project: Path) -> None:
     def weigh(folder: str) -> None:
         path = project / "data/06_models" / folder

@@ -163,6 +163,7 @@ def test_a_damaged_checkpoint_of_the_parent_is_noticed_where_it_is_read(life: Pa
         woken(copied, 3)
 
 
+@pytest.mark.slow
 def test_a_night_is_asked_in_the_dtype_of_the_nights(base: str, tmp_path: Path) -> None:
     import torch
 

@@ -89,6 +89,7 @@ def test_every_relation_has_a_maker_for_its_values_and_several_wordings() -> Non
         assert len(relation.templates("questions", "train")) >= 4
 
 
+@pytest.mark.slow
 def test_pronouns_and_leads_keep_their_grammar() -> None:
     texts = [document.text for document in itertools.islice(WorldGenerator(3), 3000)]
     for text in texts:

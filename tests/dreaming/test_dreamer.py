@@ -212,6 +212,7 @@ def test_the_dreams_that_the_last_kept_round_tried_are_the_nights(
     assert all(torch.equal(p, memory[name]) for name, p in model.named_parameters() if "lora_" not in name)
 
 
+@pytest.mark.slow
 def test_without_a_kept_round_the_first_dreams_are_the_nights_and_the_dreamer_stays(
     model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

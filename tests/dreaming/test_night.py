@@ -169,6 +169,7 @@ def test_a_race_rewards_the_same_dreams_after_fewer_copies(
             assert one == pytest.approx(other, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("test", ["sign", "t"])
 def test_where_single_probes_count_a_race_rewards_no_dream_early(
     test: Any, tiny_model: Any, tiny_tokenizer: Any

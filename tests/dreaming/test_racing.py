@@ -54,6 +54,7 @@ def test_a_race_decides_as_all_copies_would_and_trains_half_of_them() -> None:
     assert np.mean(share) < 0.5
 
 
+@pytest.mark.slow
 def test_what_is_foretold_comes_true_as_often_as_foretold() -> None:
     rng = np.random.default_rng(1)
     chances, truth = [], []

@@ -103,7 +103,10 @@ def assert_same_state(before: list[Any], after: list[Any]) -> None:
     assert before[1:] == after[1:]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3", "gpt_neox"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "qwen3", "gpt_neox"))],
+)
 @pytest.mark.parametrize(
     "trials_at_once", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(None, marks=pytest.mark.slow)]
 )
@@ -138,6 +141,7 @@ def test_a_trial_does_not_change_when_the_others_are_permuted_or_replaced() -> N
     assert difference(named(replaced[3].adapter), expected[2]) < 1e-9
 
 
+@pytest.mark.slow
 def test_the_first_weights_depend_on_the_seed_alone() -> None:
     model, settings = build(), SETTINGS.model_copy(update={"lr": 1e-30, "weight_decay": 0.0})
     few = run_trials(model, DREAMS[:1], settings).trials
@@ -245,6 +249,7 @@ def test_a_judge_must_return_one_outcome_a_trial() -> None:
         run_trials(build(), [DREAMS[0], DREAMS[0]], SETTINGS, lambda model, trials: [1.0])
 
 
+@pytest.mark.slow
 def test_reading_the_answers_finds_what_greedy_decoding_would_say() -> None:
     model = build()
     with torch.no_grad():
@@ -406,6 +411,7 @@ def test_in_bf16_the_adapters_stay_in_float32_and_learn(dtype: torch.dtype, prec
         assert trial.losses[-1] < trial.losses[0]
 
 
+@pytest.mark.slow
 def test_a_model_with_routed_experts_gets_adapters_where_whole_rows_pass() -> None:
     model = build("qwen3_moe")
     # The grouped product of experts does not know float64.

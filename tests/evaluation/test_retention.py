@@ -166,6 +166,7 @@ def test_intervals_are_those_of_drawing_questions_with_all_their_answers(measure
     assert (estimate.low, estimate.high) == pytest.approx(slow_bootstrap(retention, measure, seed=11), abs=0.025)
 
 
+@pytest.mark.slow
 def test_a_life_of_two_hundred_nights_is_measured_in_little_memory() -> None:
     nights, asked, resamples = 200, 16, 150
     rng = np.random.default_rng(2)
@@ -271,6 +272,7 @@ def test_without_a_night_there_is_nothing_to_measure() -> None:
         Retention().accuracy()
 
 
+@pytest.mark.slow
 def test_over_lives_a_measure_has_the_interval_of_a_bootstrap_over_lives_and_questions() -> None:
     better = Retention(
         scores=(((1,) * 6,), ((1,) * 6, (1,) * 5), ((1, 1, 1, 1, 0, 1), (1,) * 5, (1, 0, 1, 1))),

@@ -19,6 +19,7 @@ def test_a_perfect_score_is_not_certain() -> None:
     assert 0.8 < estimate.low < 1.0 and estimate.high == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_the_bootstrap_covers_the_true_mean_about_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     draws = [mean_interval(list(rng.beta(2, 3, size=60))) for _ in range(60)]

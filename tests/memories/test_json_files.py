@@ -132,6 +132,7 @@ def test_what_a_row_says_is_limited_more_than_what_it_takes() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_large_file_is_not_held_in_memory() -> None:
     row = json.dumps({"text": "short", "more": "x\\n" * 20_000})
     stream = io.BytesIO(f"[{','.join([row] * 400)}, {json.dumps({'text': 'z' * 2**24})}]".encode())

@@ -109,6 +109,7 @@ def test_ordinary_text_stays_as_it_is(text: str) -> None:
     assert mask(text, ALL) == Masked(text, {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_nothing_in_the_made_up_worlds_is_masked_or_flagged(split: str) -> None:
     texts = [document.text for document in itertools.islice(WorldGenerator(5, split, facts=(4, 8)), 500)]  # type: ignore[arg-type]

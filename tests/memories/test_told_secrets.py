@@ -138,6 +138,7 @@ def test_what_is_asked_for_is_masked_in_the_reply(question: str, answer: str, ma
     assert mask_content(Content("qa", question=question, answer=answer), off)[0].answer == answer
 
 
+@pytest.mark.slow
 def test_no_rule_takes_long_over_a_long_line() -> None:
     for part in (
         "password for ",

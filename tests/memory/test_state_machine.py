@@ -278,6 +278,7 @@ def run(examples: int, length: int) -> int:
     return Life.steps
 
 
+@pytest.mark.slow
 def test_a_short_life_keeps_every_invariant() -> None:
     assert run(5, 20) > 50
 

@@ -76,6 +76,7 @@ def test_what_a_night_does_not_take_stays_new(tmp_path: Path) -> None:
     assert (summary["left_for_later"], summary["parent"]) == (0, 1)
 
 
+@pytest.mark.slow
 def test_what_the_champion_knows_is_not_new(tmp_path: Path) -> None:
     memories, models = inbox(tmp_path, a_jsonl=GOOD)
     good, *_ = collect_memories(CollectSettings(), 1, memories, models)

@@ -343,6 +343,7 @@ def test_a_default_night_has_no_dreamer_and_is_otherwise_the_same(
     assert all(not value.any() for name, value in life.began_with[1].items() if "lora_B" in name)
 
 
+@pytest.mark.slow
 def test_beliefs_about_dreams_are_read_in_the_teachers_batches(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -354,6 +355,7 @@ def test_beliefs_about_dreams_are_read_in_the_teachers_batches(
     assert sizes == [3]
 
 
+@pytest.mark.slow
 def test_refining_takes_more_steps_for_many_lessons(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 

@@ -11,6 +11,7 @@ LOST = Retention(scores=(((1, 1),), ((0, 1), (1, 1)), ((0, 0), (0, 0), (1, 0))))
 AT_ONCE = Retention(scores=(((1, 1, 1, 0),),))
 
 
+@pytest.mark.slow
 def test_curves_and_matrices_are_those_of_the_lives() -> None:
     figure = retention_plot({"sleep": [KEPT, LOST], "joint": [AT_ONCE]}, "two methods")
     above, below = figure.subfigs

@@ -85,6 +85,7 @@ def test_a_night_leaves_an_expert_and_lessons_for_replay(model: nn.Module, tiny_
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("talkative")
 def test_every_lesson_of_a_night_is_read_some_times(model: nn.Module, tiny_tokenizer: Any) -> None:
     few = small(rows=4, optimizer={"passes": 7.0}, on_policy=0.0)
@@ -125,6 +126,7 @@ def test_earlier_experts_learn_along_if_they_have_a_rate(rate: float, model: nn.
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("talkative")
 def test_experts_whose_lessons_are_not_at_hand_stand_still(model: nn.Module, tiny_tokenizer: Any) -> None:
     given = settings(teacher={**ASK, "experts": False}, on_policy=0.0, optimizer={"earlier_rate": 1.0, "steps": 2})
@@ -344,6 +346,7 @@ def test_a_full_level_merges_its_two_oldest_experts_and_an_open_one_stays(tiny_t
     assert state_of(model).table.active(1) == (2,)
 
 
+@pytest.mark.slow
 def test_a_level_that_hands_on_tonight_fills_its_last_slot_first(tiny_tokenizer: Any) -> None:
     levels = [LevelConfig(period=3, num_slots=3, rank=3, base_width=5), LevelConfig(num_slots=3, rank=3)]
     model = made_up.louder(with_memory(ContinuumMemoryConfig(levels=levels)))
@@ -392,6 +395,7 @@ def test_a_level_hands_its_experts_on_when_its_period_is_over(tiny_tokenizer: An
     assert state_of(model).table.active(2) == (0,)
 
 
+@pytest.mark.slow
 def test_a_full_level_that_was_kept_from_handing_on_does_so_before_the_next_night(
     tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -181,6 +181,7 @@ def test_a_killed_run_goes_on_to_bitwise_the_same_weights(
         assert torch.equal(resumed[name], value), name
 
 
+@pytest.mark.slow
 def test_what_was_logged_before_a_kill_is_not_lost(tiny_tokenizer: Any, tmp_path: Path) -> None:
     given = settings(on_policy=0.0, optimizer={"steps": 12, "checkpoint_every": 10})
     killed = trainer_of(asleep(), tiny_tokenizer, settings=given, output_dir=tmp_path, callbacks=[Dies(11)])
@@ -192,6 +193,7 @@ def test_what_was_logged_before_a_kill_is_not_lost(tiny_tokenizer: Any, tmp_path
     assert resumed.history[0] == killed.history[0] and "divergence/tonight" in killed.history[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damaged", ["trainer_state.json", "trained.safetensors"])
 def test_a_damaged_checkpoint_is_passed_over(damaged: str, tiny_tokenizer: Any, tmp_path: Path) -> None:
     given = settings(on_policy=0.0, optimizer={"steps": 2, "checkpoint_every": 1})

@@ -99,6 +99,7 @@ def test_mirroring_again_adds_nothing_and_follows_what_changed(registry: NightRe
     assert after["aliases"] == {"champion": "3", "previous_champion": "1"}
 
 
+@pytest.mark.slow
 def test_a_night_that_is_rejected_later_is_shown_as_rejected(registry: NightRegistry, config: TrackingConfig) -> None:
     mirror(registry, config)
     registry.reject(3)
