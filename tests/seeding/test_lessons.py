@@ -198,11 +198,11 @@ def test_conversations_are_requests_that_the_model_makes_up_and_its_replies(
         },
     )
     found = conversation_lessons(tiny_model, tiny_tokenizer, 4, 9, READING, seed=0)
-    asked = [{"role": "user", "content": "Where is Osk?"}]
-    whole = [*asked, {"role": "assistant", "content": "Here."}]
-    (lesson,) = found
-    assert list(lesson.ids) == tiny_tokenizer.apply_chat_template(whole, return_dict=True)["input_ids"]
-    assert lesson.teacher_prompt == lesson.ids[: lesson.start], "the student reads what the teacher reads"
+    said = [("Where is Osk?", "Here."), ("Why?", "So")]
+    for lesson, (request, reply) in zip(found, said, strict=True):
+        whole = [{"role": "user", "content": request}, {"role": "assistant", "content": reply}]
+        assert list(lesson.ids) == tiny_tokenizer.apply_chat_template(whole, return_dict=True)["input_ids"]
+        assert lesson.teacher_prompt == lesson.ids[: lesson.start], "the student reads what the teacher reads"
     assert conversation_lessons(tiny_model, tiny_tokenizer, 0, 9, READING, seed=0) == [] and not caplog.text
     monkeypatch.setattr(Script, "replies", {"<|user|>": ["Who..."]})
     assert conversation_lessons(tiny_model, tiny_tokenizer, 4, 9, READING, seed=0) == []

@@ -250,8 +250,9 @@ def conversation_lessons(
     Args:
         model: in the teacher's view.
         tokenizer: with a chat template.
-        count: requests; fewer lessons come of those that are cut off, empty or the same.
-        tokens: of a request, and of a reply.
+        count: requests; those that are cut off, empty or the same are left out.
+        tokens: of a request, and of a reply, which may be cut: the student learns what the teacher believes at each
+            token, also at the last one, that it would go on.
         settings: batches, the temperature of replies, and how many tokens of the teacher's beliefs are kept.
         seed: of the sampling.
     """
@@ -272,7 +273,7 @@ def conversation_lessons(
     samples = [
         TeacherSample(0, "conversation", request, reply.text.strip(), 1.0)
         for request, (reply,) in zip(requests, drawn, strict=True)
-        if reply.ended and reply.text.strip()
+        if reply.text.strip()
     ]
     samples = [sample for sample in samples if says_as_written(tokenizer, sample.answer)]
     return read_beliefs(model, tokenizer, [None], samples, settings.top_k, settings.reading_rows, student_reads=True)

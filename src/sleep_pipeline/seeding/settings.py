@@ -36,7 +36,7 @@ class ReplaySettings(_Settings):
         conversations: requests that the model makes up every night and answers, to go on knowing what it knows of
             itself; 0 for none. General models forget some of it otherwise, and nothing else rehearses it
             (`benchmarks/LOG.md`, 2026-11-28).
-        conversation_tokens: of a request, and of a reply; what is longer is dropped.
+        conversation_tokens: of a request, and of a reply; longer requests are dropped, longer replies cut.
         base_reader: whether documents, what is said about them, free texts and conversations come from the model
             without its experts, so that what one night does to its reading is not the measure of the next.
         settled_share: of the last steps, in which every night has as many rows as every other, tonight's too, so that
