@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from sleep_pipeline.environment import apply_defaults
+from sleep_pipeline.run_environment import set_environment
 
 apply_defaults()
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -75,6 +76,13 @@ def register_pipelines():
 def project_root() -> Path:
     """The repository."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def no_environment_stays() -> Iterator[None]:
+    """Forgets what a run was given that was refused, so that commands in errors do not depend on the tests before."""
+    yield
+    set_environment(None)
 
 
 @pytest.fixture(scope="session", autouse=True)
