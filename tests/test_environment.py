@@ -5,13 +5,22 @@ from pathlib import Path
 
 import pytest
 
-from sleep_pipeline.environment import DEFAULTS, TELEMETRY_SWITCHES, apply_defaults
+from sleep_pipeline.environment import DEFAULTS, QUIET, TELEMETRY_SWITCHES, apply_defaults
 
 
 def test_everything_unset_gets_its_default() -> None:
     environ: dict[str, str] = {}
-    apply_defaults(environ)
+    apply_defaults(environ, watched=True)
     assert environ == DEFAULTS
+
+
+def test_bars_of_libraries_are_off_where_nobody_watches() -> None:
+    environ: dict[str, str] = {}
+    apply_defaults(environ, watched=False)
+    assert environ == DEFAULTS | QUIET
+    from transformers.utils import logging
+
+    assert not logging.is_progress_bar_enabled()  # the tests themselves write into no terminal
 
 
 def test_what_the_user_set_stays() -> None:

@@ -6,6 +6,7 @@ it before every command, wherever that is given (`kedro.init` in `pyproject.toml
 """
 
 import os
+import sys
 from collections.abc import MutableMapping
 
 DEFAULTS: dict[str, str] = {
@@ -38,7 +39,21 @@ TELEMETRY_SWITCHES: tuple[str, ...] = (
 )
 
 
-def apply_defaults(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Set every variable of `DEFAULTS` that the user has not set."""
-    for name, value in DEFAULTS.items():
+QUIET: dict[str, str] = {
+    # Of transformers, too, which draws one for every model that it loads.
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+"""What is set besides where nobody watches: a bar that is written into a file is noise."""
+
+
+def apply_defaults(environ: MutableMapping[str, str] = os.environ, *, watched: bool | None = None) -> None:
+    """Set every variable of `DEFAULTS` that the user has not set, and of `QUIET` if nobody watches.
+
+    Args:
+        environ: the variables.
+        watched: whether standard error is a terminal; by default it is looked at.
+    """
+    if watched is None:
+        watched = sys.stderr is not None and sys.stderr.isatty()
+    for name, value in (DEFAULTS if watched else DEFAULTS | QUIET).items():
         environ.setdefault(name, value)

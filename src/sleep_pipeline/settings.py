@@ -4,6 +4,7 @@ from typing import Any
 
 from omegaconf.resolvers import oc
 
+from sleep_pipeline.console import speak_to_people
 from sleep_pipeline.environment import apply_defaults
 from sleep_pipeline.night_hook import NightHook
 from sleep_pipeline.night_number import night_folder, night_number
@@ -12,6 +13,7 @@ from sleep_pipeline.session import NightSession
 from sleep_pipeline.tracking.hooks import MlflowHook
 
 apply_defaults()
+speak_to_people()
 
 SESSION_CLASS = NightSession
 
