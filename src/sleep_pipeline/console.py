@@ -16,7 +16,7 @@ _DEPRECATION = re.compile(r"[^\n]*[/\\](site|dist)-packages[/\\][^\n]*: (Pending
 
 
 class ForPeople(logging.Filter):
-    """Drops what packages say of their own next versions, and what Kedro says of a way to run that nights cannot use."""
+    """Drops what packages say of their own next versions, and what Kedro says of a way to run that no night uses."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a record is shown."""
