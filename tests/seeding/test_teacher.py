@@ -274,6 +274,30 @@ def test_a_reply_that_is_two_of_the_answers_counts_once(monkeypatch: pytest.Monk
     assert teacher.answer_shares(None, tiny_tokenizer, claims, settings) == [0.5, 1.0, 0.0]  # type: ignore[arg-type]
 
 
+def test_one_long_answer_gives_no_room_to_replies_to_other_questions(
+    monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any
+) -> None:
+    room: dict[str, int] = {}
+
+    class Listening(Script):
+        def sample(self, prompts: Sequence[Any], *args: Any, **more: Any) -> list[list[Reply]]:
+            room.update({prompt[1]["content"]: self.settings.max_new_tokens for prompt in prompts})
+            return super().sample(prompts, *args, **more)
+
+    monkeypatch.setattr(teacher, "TransformersSampler", Listening)
+    long = "Osk " * 90
+    Script.replies = {"Text|Short?": ["Osk"], "Text|Long?": [long], "Text|Both?": ["Geska"]}
+    claims = [("Text", "Both?", ("Geska",)), ("Text", "Long?", (long,)), ("Text", "Short?", ("Osk",))]
+    claims.append(("Text", "Both?", (long,)))
+    settings = TeacherSettings(reasked=2, match="contains", check="replies")
+    found = teacher.answer_shares(None, tiny_tokenizer, claims, settings)  # type: ignore[arg-type]
+    assert found == [1.0, 1.0, 1.0, 0.0]
+    tokens = len(tiny_tokenizer(long)["input_ids"])
+    assert room["Short?"] == 8 + 32
+    assert room["Long?"] == room["Both?"]
+    assert tokens + 32 <= room["Long?"] < 2 * tokens + 32
+
+
 def test_probabilities_are_those_of_the_replies_drawn(tiny_model: Any, tiny_tokenizer: Any) -> None:
     """The two checks speak of the same thing: how often an answer comes again."""
     (reply,) = sampling.TransformersSampler(

@@ -212,6 +212,7 @@ def dream_night(
             dropped=data.dropped,
             random_experts=data.random_experts,
             seconds=clock,
+            progress=progress,
         )
 
 
@@ -234,6 +235,7 @@ def judge_dreams(
     random_experts: bool = False,
     seconds: dict[str, float] | None = None,
     workers: Workers | None = None,
+    progress: bool = False,
 ) -> DreamReport:
     """The second half of `dream_night`: score, choose, try and reward dreams that are there already.
 
@@ -251,6 +253,7 @@ def judge_dreams(
         seconds: for the report; the parts of this half are added.
         workers: processes for the trials, which are given the model as it is; None for those that
             `settings.trials.workers` asks for, for these dreams alone.
+        progress: whether to show a bar.
     """
     clock = {} if seconds is None else dict(seconds)
     measure = make_measure(tokenizer, probes, settings.tau)
@@ -281,7 +284,8 @@ def judge_dreams(
 
     def run(pairs: Sequence[tuple[int, int]]) -> list[Marks]:
         copies = [Dream(made[index].rows, seed=1000 * seed + number) for index, number in pairs]
-        tried = run_trials(model, copies, settings.trials, measure, hired, keep=False)
+        title = "trials" if progress else None
+        tried = run_trials(model, copies, settings.trials, measure, hired, keep=False, progress=title)
         return [trial.outcome for trial in tried.trials]
 
     with _timed(clock, "trials"), workers_for(model, settings.trials, workers) if chosen else nullcontext() as hired:

@@ -25,6 +25,7 @@ from sleep_pipeline.dreaming.rows import Dream, fault, losses, side_by_side
 from sleep_pipeline.dreaming.settings import TrialSettings
 from sleep_pipeline.dreaming.stacked_lora import Layout, StackedLora, adapters_on, lay_out
 from sleep_pipeline.memory.blocks import text_config
+from sleep_pipeline.progress import bar
 
 if TYPE_CHECKING:
     from sleep_pipeline.dreaming.workers import Workers
@@ -105,6 +106,7 @@ def run_trials(
     evaluate: Evaluate | None = None,
     workers: Workers | None = None,
     keep: bool = True,
+    progress: str | None = None,
 ) -> TrialReport:
     """Train an adapter on every dream, each isolated from the others, and judge the trained copies.
 
@@ -118,6 +120,7 @@ def run_trials(
         evaluate: see `Evaluate`.
         workers: processes that hold the model; None for those that `settings.workers` asks for, for this call alone.
         keep: whether the trained adapters stay on the device; hundreds take gigabytes of a large model's.
+        progress: title of a bar, without workers; None for no bar.
 
     Raises:
         BlockError: the model has no decoder layers.
@@ -130,7 +133,7 @@ def run_trials(
         from sleep_pipeline.dreaming.workers import workers_for
 
         with workers_for(model, settings) as hired:
-            return run_trials(model, dreams, settings, evaluate, hired, keep)
+            return run_trials(model, dreams, settings, evaluate, hired, keep, progress)
     layout = lay_out(model, settings.rank, settings.alpha, settings.targets)
     config = text_config(model)
     window = getattr(config, "max_position_embeddings", None)
@@ -139,7 +142,8 @@ def run_trials(
     with _frozen(model), torch.enable_grad():
         groups = _groups(model, layout, dreams, fit, settings)
     if workers is None:
-        stacks = [run_stack(model, dreams, group, settings, evaluate, keep) for group in groups]
+        shown = bar(groups, progress, unit="stack")
+        stacks = [run_stack(model, dreams, group, settings, evaluate, keep) for group in shown]
     else:
         stacks = workers.run(model, dreams, share_out(groups, dreams, workers.count), settings, evaluate, keep)
     trials = {trial.index: trial for stack in stacks for trial in stack}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
-
-from tqdm.auto import tqdm
+from typing import TYPE_CHECKING
 
 from sleep_pipeline.generation.modes import evaluating
 from sleep_pipeline.generation.reading import alike_at_first, inputs_of, reading_batches
+from sleep_pipeline.progress import bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -125,7 +124,7 @@ def reply_log_probs(
         return []
     encoded = [encode_reply(tokenizer, messages) for messages in conversations]
     found: list[list[float]] = [[] for _ in encoded]
-    bar: Any = tqdm(total=len(encoded), desc=progress, disable=None if progress else True, unit="answer")
+    shown = bar(title=progress, total=len(encoded), unit="answer")
     for batch in reading_batches(model, encoded, batch_size):
         with evaluating(model), torch.inference_mode():
             inputs = inputs_of(model, tokenizer, encoded, batch)
@@ -140,6 +139,6 @@ def reply_log_probs(
         for row, start, found_T in zip(batch.rows, starts, values.tolist(), strict=True):
             said_before = start - 1 - first
             found[row] = found_T[said_before : said_before + len(encoded[row][0]) - encoded[row][1]]
-        bar.update(len(batch.rows))
-    bar.close()
+        shown.update(len(batch.rows))
+    shown.close()
     return found

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-from tqdm.auto import tqdm
+from typing import TYPE_CHECKING
 
 from sleep_pipeline.generation.modes import plain_generation
 from sleep_pipeline.generation.sampler import check_window, encode_prompts, end_marks
+from sleep_pipeline.progress import bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,8 +44,7 @@ def greedy_replies(
     replies = [""] * len(encoded)
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     ends = end_marks(model, tokenizer) or None
-    bar: Any = tqdm(batches, progress, disable=None if progress else True, unit="batch")
-    for batch in bar:
+    for batch in bar(batches, progress, unit="batch"):
         padded = tokenizer.pad({"input_ids": [encoded[index] for index in batch]}, return_tensors="pt").to(model.device)
         with torch.inference_mode(), plain_generation(model):
             output = model.generate(

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
-
-from tqdm.auto import tqdm
+from typing import TYPE_CHECKING, Protocol
 
 from sleep_pipeline.generation.modes import evaluating
+from sleep_pipeline.progress import bar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -170,9 +169,8 @@ class TransformersSampler:
         generator = torch.Generator().manual_seed(seed)
         noise = torch.rand(len(prompts), count, self.settings.max_new_tokens, generator=generator)
         batches = list(self._batches(encoded, count))
-        bar: Any = tqdm(batches, progress, disable=None if progress else True, unit="batch")
         with evaluating(self._model):
-            for batch in bar:
+            for batch in bar(batches, progress, unit="batch"):
                 for some in noise[batch].split(self.settings.batch_size, dim=1):
                     for index, drawn in zip(batch, self._draw(encoded, batch, some), strict=True):
                         replies[index] += drawn

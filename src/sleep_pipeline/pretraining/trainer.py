@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, Subset
-from tqdm.auto import tqdm
 
 from sleep_pipeline.hardware import autocast, keep_freed_memory, pick_device
 from sleep_pipeline.metrics import MetricSink, NullSink
@@ -24,6 +23,7 @@ from sleep_pipeline.pretraining.batches import Batch, PackedBatches
 from sleep_pipeline.pretraining.checkpoint import Progress, load_checkpoint, save_checkpoint
 from sleep_pipeline.pretraining.optimizer import PretrainOptimizer, schedule
 from sleep_pipeline.pretraining.settings import ArchitectureSettings, PretrainSettings
+from sleep_pipeline.progress import bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
@@ -203,9 +203,9 @@ def pretrain(
     started = time.perf_counter() - progress.seconds
     remaining = Subset(batches, range(progress.step, settings.steps))
     loader = DataLoader(remaining, batch_size=None, num_workers=settings.data_workers, pin_memory=device.type == "cuda")
-    bar = tqdm(loader, "pretrain", settings.steps, initial=progress.step, unit="step", disable=None)
+    steps = bar(loader, "pretrain", total=settings.steps, initial=progress.step, unit="step")
     unseen: list[torch.Tensor] = []
-    for step, batch in enumerate(bar, start=progress.step):
+    for step, batch in enumerate(steps, start=progress.step):
         unseen.append(batch_gradient(forward, batch, device, settings.precision, settings.micro_batch_tokens))
         norm = optimizer.step(step)
         tokens += sum(rows["input_ids"].numel() for rows in batch)
@@ -223,7 +223,7 @@ def pretrain(
             mean = sum(recent) / len(recent)
             seconds = time.perf_counter() - started
             rate = tokens / seconds
-            bar.set_postfix_str(f"loss {mean:.3f}, {rate:,.0f} tokens/s")
+            steps.set_postfix_str(f"loss {mean:.3f}, {rate:,.0f} tokens/s", refresh=False)
             sink.log_metrics(
                 {
                     "pretrain/loss": mean,

@@ -19,6 +19,7 @@ from sleep_pipeline.generation.likelihood import encode_reply, says_as_written
 from sleep_pipeline.generation.modes import evaluating
 from sleep_pipeline.generation.reading import inputs_of, reading_batches
 from sleep_pipeline.generation.sampler import SamplingSettings, TransformersSampler
+from sleep_pipeline.progress import bar
 from sleep_pipeline.seeding.answers import find_answer, read_pairs, words
 from sleep_pipeline.seeding.divergences import CachedTeacher, cache_teacher
 from sleep_pipeline.seeding.hidden import answer_head, hidden_states
@@ -61,6 +62,7 @@ def read_beliefs(
     batch_size: int = 32,
     student_reads: bool = False,
     view: int = 0,
+    progress: str | None = None,
 ) -> list[Lesson]:
     """The teacher's log-probabilities of each sample's answer, with the context before it.
 
@@ -73,6 +75,7 @@ def read_beliefs(
         batch_size: conversations at a time.
         student_reads: whether the student has the context as well, to stay able to read.
         view: the number of this teacher, where there are several.
+        progress: title of a bar; None for no bar.
 
     Raises:
         ValueError: the chat template writes an answer differently after a context, or its prompt once the answer is
@@ -93,6 +96,7 @@ def read_beliefs(
             )
     lessons: dict[int, Lesson] = {}
     head = answer_head(model)
+    shown = bar(title=progress, total=len(taught), unit="answer")
     for batch in reading_batches(model, taught, batch_size, logits=False):
         with evaluating(model), torch.inference_mode():
             inputs = inputs_of(model, tokenizer, taught, batch)
@@ -106,6 +110,8 @@ def read_beliefs(
             kept = cache_teacher(logits, min(top_k, logits.shape[-1]))
             teacher = CachedTeacher(kept.tokens_NK.cpu(), kept.log_probs_NK.cpu(), kept.tail_N.cpu())
             lessons[index] = Lesson(tuple(without_ids), without_start, teacher, tuple(ids[:start]), view)
+        shown.update(len(batch.rows))
+    shown.close()
     return [lessons[index] for index in range(len(samples))]
 
 

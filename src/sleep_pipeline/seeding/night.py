@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import tempfile
 import time
@@ -41,6 +42,8 @@ from sleep_pipeline.seeding.teacher import TeacherData, sample_teacher
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -141,8 +144,17 @@ def gather(
     teacher = nullcontext if settings.teacher.experts else base_view
     with clock("sampling"), teacher(model):
         data = sample_teacher(model, tokenizer, contexts, asked, seed, progress)
+    clock.tell(f"{len(data.samples)} answers about {len(contexts)} texts", "sampling")
     with clock("beliefs"), teacher(model):
-        lessons = read_beliefs(model, tokenizer, contexts, data.samples, asked.top_k, asked.reading_rows)
+        lessons = read_beliefs(
+            model,
+            tokenizer,
+            contexts,
+            data.samples,
+            asked.top_k,
+            asked.reading_rows,
+            progress="beliefs" if progress else None,
+        )
     open_book: list[Lesson] = []
     reader = base_view if replay.base_reader else nullcontext
     with clock("open book"), reader(model):
@@ -176,6 +188,7 @@ def gather(
             open_book += conversation_lessons(
                 model, tokenizer, replay.conversations, replay.conversation_tokens, asked, 1000 * seed + 21
             )
+    clock.tell(f"{len(open_book)} lessons to go on reading and speaking", "open book")
     return NightData(data, lessons, open_book, clock.seconds)
 
 
@@ -434,3 +447,7 @@ class _Clock:
         began = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - began
+
+    def tell(self, what: str, part: str) -> None:
+        """Log what came of a part, and how long it took."""
+        logger.info("%s: %s (%.0f s)", part, what, self.seconds[part])

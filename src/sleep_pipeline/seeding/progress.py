@@ -1,15 +1,16 @@
-"""A bar for training: rate, time left and loss, and quiet where nobody watches."""
+"""A bar for training: rate, time left and loss."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tqdm.auto import tqdm
 from transformers import TrainerCallback
+
+from sleep_pipeline.progress import bar
 
 
 class Bar(TrainerCallback):
-    """Shows how far a training is, in a terminal alone.
+    """Shows how far a training is.
 
     Args:
         title: what is trained.
@@ -22,9 +23,7 @@ class Bar(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the bar where the run is."""
         if state.is_world_process_zero:
-            self._bar = tqdm(
-                total=state.max_steps, initial=state.global_step, desc=self._title, unit="step", disable=None
-            )
+            self._bar = bar(title=self._title, total=state.max_steps, initial=state.global_step, unit="step")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move on by a step."""
@@ -34,7 +33,7 @@ class Bar(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Show the loss."""
         if self._bar is not None and "loss" in (logs or {}):
-            self._bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+            self._bar.set_postfix(loss=f"{float(logs['loss']):.3f}", refresh=False)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Close the bar."""

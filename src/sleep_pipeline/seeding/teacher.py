@@ -458,16 +458,24 @@ def answer_shares(
         seed: the same seed draws the same replies.
         title: of a bar; None for none.
     """
-    asked = list(dict.fromkeys((text, question) for text, question, _ in claims))
-    if not settings.reasked or not asked:
+    if not settings.reasked:
         return [1.0] * len(claims)
-    longest = max(len(tokenizer(answer)["input_ids"]) for _, _, answers in claims for answer in answers)
+    lengths: dict[tuple[str, str], int] = {}
+    for text, question, answers in claims:
+        own = max(len(tokenizer(answer)["input_ids"]) for answer in answers)
+        lengths[text, question] = max(own, lengths.get((text, question), 0))
     room = 4 if settings.match == "exact" else _IN_A_SENTENCE
-    sampler = TransformersSampler(
-        model, tokenizer, SamplingSettings(longest + room, 1.0, batch_size=settings.batch_size)
-    )
-    prompts = [[{"role": "system", "content": text}, {"role": "user", "content": question}] for text, question in asked]
-    again = dict(zip(asked, sampler.sample(prompts, settings.reasked, seed=seed, progress=title), strict=True))
+    again: dict[tuple[str, str], list[Reply]] = {}
+    # A reply that never ends takes its batch to the limit: one long answer must not set that of all.
+    for limit in sorted({_round_up(length) for length in lengths.values()}):
+        asked = [pair for pair, length in lengths.items() if _round_up(length) == limit]
+        sampler = TransformersSampler(
+            model, tokenizer, SamplingSettings(limit + room, 1.0, batch_size=settings.batch_size)
+        )
+        prompts = [
+            [{"role": "system", "content": text}, {"role": "user", "content": question}] for text, question in asked
+        ]
+        again |= zip(asked, sampler.sample(prompts, settings.reasked, seed=seed + limit, progress=title), strict=True)
     return [
         sum(
             any(same_answer(reply.text, answer, settings.match) for answer in answers)
@@ -476,3 +484,8 @@ def answer_shares(
         / settings.reasked
         for text, question, answers in claims
     ]
+
+
+def _round_up(tokens: int) -> int:
+    """To a power of two, eight at least."""
+    return int(2 ** max(3, math.ceil(math.log2(max(1, tokens)))))

@@ -10,6 +10,7 @@ from typing import Any
 from sleep_pipeline.baselines.settings import BenchmarkSettings
 from sleep_pipeline.hardware import software
 from sleep_pipeline.night_model import MachineSettings
+from sleep_pipeline.progress import bar
 from sleep_pipeline.tracking import active_run, active_sink, log_figure
 from sleep_pipeline.tracking.git import git_state
 
@@ -56,19 +57,17 @@ def run_method(
     """Load a base model of its own, let the method live through the stream with it, and say what came of it."""
     from datetime import UTC, datetime
 
-    from tqdm.auto import tqdm
-
     from sleep_pipeline.baselines.benchmark import numbers, run_benchmark
     from sleep_pipeline.night_model import open_base
 
     if benchmark.threads is not None:
         machine = machine.model_copy(update={"threads": benchmark.threads})
     base, tokenizer = open_base(model, machine)
-    with tqdm(benchmark_stream.tasks, benchmark.method, unit="task", disable=None) as bar:
+    with bar(benchmark_stream.tasks, benchmark.method, unit="task") as shown:
 
         def progress(line: str) -> None:
             logger.info("%s, %s", benchmark.method, line)
-            bar.update()
+            shown.update()
 
         record = run_benchmark(benchmark, benchmark_stream, base, tokenizer, progress)
     git = git_state(Path(__file__).parent)
