@@ -130,6 +130,19 @@ def test_documents_are_what_the_model_writes_after_a_system_turn_is_opened(
     assert self_made_documents(tiny_model, tiny_tokenizer, 6, 200, seed=3) == wanted
 
 
+def test_a_model_that_is_asked_for_documents_writes_them_in_turn_and_cut_ones_lose_their_last_sentence(
+    tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    town, note = "Write about a town.", "Write a note."
+    monkeypatch.setattr(module, "TransformersSampler", Script)
+    monkeypatch.setattr(Script, "replies", {town: ["Osk has 3.5 inns. It lies by the ri..."], note: [" Mira paid. "]})
+    made = self_made_documents(None, tiny_tokenizer, 5, 9, seed=0, requests=(town, note))  # type: ignore[arg-type]
+    assert made == ["Osk has 3.5 inns.", "Mira paid."]
+    assert "2 of 5 documents that the model was asked for" in caplog.text
+    monkeypatch.setattr(Script, "replies", {town: ["No end..."], note: ["..."]})
+    assert self_made_documents(None, tiny_tokenizer, 2, 9, seed=0, requests=(town, note)) == []  # type: ignore[arg-type]
+
+
 def test_a_document_ends_where_the_template_closes_the_turn(
     tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,8 +137,6 @@ def divergence(teacher_NM: Tensor, student_NM: Tensor, kind: Kind, beta: float =
     return beta * _kl(teacher_NM, mixed) + (1 - beta) * _kl(student_NM, mixed)
 
 
-
-
 def logits_at_a_time(device: torch.device) -> int:
     """Logits that exist together, by default: 32 MiB in float32, and 256 on a GPU, where small products waste it."""
     return 2**23 if device.type == "cpu" else 2**26

@@ -19,6 +19,7 @@ from sleep_pipeline.generation.likelihood import encode_reply, says_as_written
 from sleep_pipeline.generation.modes import evaluating
 from sleep_pipeline.generation.reading import inputs_of, reading_batches
 from sleep_pipeline.generation.sampler import SamplingSettings, TransformersSampler
+from sleep_pipeline.memories.chunking import sentences
 from sleep_pipeline.progress import bar
 from sleep_pipeline.seeding.answers import find_answer, read_pairs, words
 from sleep_pipeline.seeding.divergences import CachedTeacher, cache_teacher
@@ -188,14 +189,28 @@ def self_made_documents(
     max_new_tokens: int,
     seed: int,
     batch_size: int = 64,
+    requests: Sequence[str] = (),
 ) -> list[str]:
-    """Texts that the model writes when it is given nothing but the opening of a system turn.
+    """Texts that the model writes when it is asked for them, or given nothing but the opening of a system turn.
 
-    What a model puts there of itself is like what it was trained to find there. Only texts that the model ended are
-    returned, each once, so there may be fewer than `count` (with a warning where half of them are missing), and none
-    where the chat template has no system turn of its own.
+    What a model puts there of itself is like what it was trained to find there: the embedded one a document, a general
+    one its instructions, so that it has to be asked. Of what it writes when asked, a text that is cut counts up to its
+    last sentence; of the others only those that the model ended. Each counts once, so there may be fewer than `count`
+    (with a warning where half of them are missing), and none where the chat template has no system turn of its own.
+
+    Args:
+        model: in the teacher's view.
+        tokenizer: with a chat template.
+        count: how many are asked for.
+        max_new_tokens: where a text is cut.
+        seed: of the sampling.
+        batch_size: texts at a time.
+        requests: for texts, in turn; none opens system turns.
     """
-    kept = _own_turns(model, tokenizer, "system", SamplingSettings(max_new_tokens, batch_size=batch_size), count, seed)
+    drawing = SamplingSettings(max_new_tokens, batch_size=batch_size)
+    if requests:
+        return _requested(model, tokenizer, count, drawing, seed, requests)
+    kept = _own_turns(model, tokenizer, "system", drawing, count, seed)
     if kept is None:
         logger.warning(
             "the chat template writes nothing before and after a system turn alone, so the model makes up no documents "
@@ -211,6 +226,34 @@ def self_made_documents(
             max_new_tokens,
         )
     return kept
+
+
+def _requested(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+    settings: SamplingSettings,
+    seed: int,
+    requests: Sequence[str],
+) -> list[str]:
+    """What the model writes when asked, up to its last whole sentence, each text once."""
+    asked = [[{"role": "user", "content": requests[number % len(requests)]}] for number in range(count)]
+    drawn = TransformersSampler(model, tokenizer, settings).sample(asked, 1, seed=seed)
+    texts = [reply.text.strip() if reply.ended else _whole_sentences(reply.text) for (reply,) in drawn]
+    kept = list(dict.fromkeys(text for text in texts if text))
+    if 2 * len(kept) < count:
+        logger.warning(
+            "%d of %d documents that the model was asked for (seeding.replay.document_requests) can be read about, the "
+            "others are empty, the same, or have no sentence of less than %d tokens: reading fades",
+            len(kept),
+            count,
+            settings.max_new_tokens,
+        )
+    return kept
+
+
+def _whole_sentences(text: str) -> str:
+    return "".join(sentences(text)[:-1]).strip()
 
 
 def _own_turns(

@@ -166,6 +166,7 @@ def gather(
                 replay.document_tokens,
                 1000 * seed + 17,
                 asked.batch_size,
+                replay.document_requests,
             )
             open_book = open_book_lessons(
                 model, tokenizer, documents, asked, replay.open_book_replies, 1000 * seed + 18

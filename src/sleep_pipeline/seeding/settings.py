@@ -29,6 +29,8 @@ class ReplaySettings(_Settings):
             first night reads them by heart, since no earlier night left others.
         open_book_replies: what it says about each.
         document_tokens: where such a document is cut, and dropped.
+        document_requests: for documents, in turn, which are then cut to their last sentence; with none, the model opens
+            a system turn and writes what it was trained to find there: general models write instructions.
         altered_texts: of tonight's texts with one answer put for another, to read what stands there and not what is
             remembered; 0 for none.
         free_texts: texts that the model begins of itself every night, to go on speaking as it does; 0 for none.
@@ -53,6 +55,7 @@ class ReplaySettings(_Settings):
     open_book_documents: NonNegativeInt = 36
     open_book_replies: PositiveInt = 4
     document_tokens: PositiveInt = 160
+    document_requests: tuple[str, ...] = ()
     altered_texts: NonNegativeInt = 96
     free_texts: NonNegativeInt = 48
     free_text_tokens: PositiveInt = 64
