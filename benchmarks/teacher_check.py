@@ -32,7 +32,8 @@ from _timing import CLOCKS, alternate, figure, machine, over, report
 from sleep_pipeline import load_model
 from sleep_pipeline.corpora.worlds import WorldGenerator
 from sleep_pipeline.generation import reading
-from sleep_pipeline.seeding.teacher import TeacherSettings, answer_probabilities, answer_shares, sample_teacher
+from sleep_pipeline.seeding.agreement import agreeing_replies, answer_probabilities
+from sleep_pipeline.seeding.teacher import TeacherSettings, sample_teacher
 
 WANTED = {"replies_over_probability": "> 1", "whole_over_probability": "> 1", "log_prob_difference": "< 1e-3"}
 
@@ -69,7 +70,9 @@ def main() -> None:
             return answer_probabilities(model, tokenizer, claims, settings.batch_size)
 
     def replies() -> list[float]:
-        rounds.append(answer_shares(model, tokenizer, claims, settings, seed=len(rounds)))
+        times = settings.reasked
+        same = agreeing_replies(model, tokenizer, claims, times, settings.match, settings.batch_size, seed=len(rounds))
+        rounds.append([len(agreeing) / times for agreeing in same])
         return rounds[-1]
 
     ways: dict[str, Callable[[], Any]] = {

@@ -17,8 +17,8 @@ from sleep_pipeline.generation.reading import reading_batches
 from sleep_pipeline.memory import ContinuumMemoryConfig, LevelConfig, Pair, base_view
 from sleep_pipeline.memory.operations import state_of
 from sleep_pipeline.memory.slots import SlotTable
+from sleep_pipeline.seeding import agreement, teacher
 from sleep_pipeline.seeding import night as module
-from sleep_pipeline.seeding import teacher
 from sleep_pipeline.seeding.judges import Trio
 from sleep_pipeline.seeding.lessons import Lesson
 from sleep_pipeline.seeding.night import BaseJudge, gather, hand_on, learn, make_room, seed_night
@@ -45,7 +45,8 @@ def model(tiny_model: Any) -> nn.Module:
 @pytest.fixture
 def talkative(monkeypatch: pytest.MonkeyPatch) -> None:
     """A teacher who asks one question of each text and knows its answer."""
-    monkeypatch.setattr(teacher, "TransformersSampler", Script)
+    for part in (teacher, agreement):
+        monkeypatch.setattr(part, "TransformersSampler", Script)
     replies = {
         "Quiz": ["Question: Where does Mira live?\nAnswer: Osk", "Question: How many inns?\nAnswer: 12 of them"],
         "Where does Mira live?": ["Osk"],
@@ -163,7 +164,8 @@ def test_a_loss_that_is_no_number_leaves_model_and_store_as_they_were(
 def test_where_the_teacher_agrees_with_nothing_the_night_ends_without_an_expert(
     model: nn.Module, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(teacher, "TransformersSampler", Script)
+    for part in (teacher, agreement):
+        monkeypatch.setattr(part, "TransformersSampler", Script)
     monkeypatch.setattr(Script, "replies", {"Quiz": ["Question: Who?\nAnswer: Mira"], "Who?": ["Jon", "nobody"]})
     store = ReplayStore(10, 10)
     store.add("stored", without_context(lessons(2)), night=1)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from sleep_pipeline.generation import sampler as sampling
 from sleep_pipeline.generation.sampler import Reply
-from sleep_pipeline.seeding import teacher
+from sleep_pipeline.seeding import agreement, teacher
 from sleep_pipeline.seeding.lessons import read_beliefs
 from sleep_pipeline.seeding.teacher import (
     GIVEN,
@@ -54,12 +54,18 @@ class Script:
         return drawn
 
 
+def scripted(monkeypatch: pytest.MonkeyPatch, script: type[Script]) -> None:
+    """Who writes and who is asked again says what the script has."""
+    for module in (teacher, agreement):
+        monkeypatch.setattr(module, "TransformersSampler", script)
+
+
 def quiz(*pairs: tuple[str, str]) -> str:
     return "\n".join(f"Question: {question}\nAnswer: {answer}" for question, answer in pairs)
 
 
 def test_only_what_the_teacher_says_twice_is_kept(monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any) -> None:
-    monkeypatch.setattr(teacher, "TransformersSampler", Script)
+    scripted(monkeypatch, Script)
     settings = TeacherSettings(
         prompts=[
             TeacherPrompt(kind="quiz", ask="Quiz", share=5),
@@ -102,7 +108,7 @@ def test_only_what_the_teacher_says_twice_is_kept(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_real_sampler_fits_and_the_same_seed_gives_the_same(tiny_model: Any, tiny_tokenizer: Any) -> None:
-    assert teacher.TransformersSampler is sampling.TransformersSampler
+    assert teacher.TransformersSampler is agreement.TransformersSampler is sampling.TransformersSampler
     settings = TeacherSettings(
         prompts=[TeacherPrompt(kind="tell", ask="Tell", form="text", recall="Well?")], replies=3, max_new_tokens=40
     )
@@ -152,7 +158,7 @@ def test_excerpts_are_all_of_a_text_and_not_too_many(count: int, most: int) -> N
 def test_what_the_teacher_passes_over_is_asked_of_excerpts(
     monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any
 ) -> None:
-    monkeypatch.setattr(teacher, "TransformersSampler", Script)
+    scripted(monkeypatch, Script)
     whole = "Mira has a cat. It is old. It sleeps."
     first, second = excerpts(whole, 2, 12)
     Script.replies = {
@@ -225,8 +231,8 @@ def test_an_answer_is_kept_that_the_teacher_would_probably_give_again(
         # Of two tokens.
         return [[math.log(probable[claim]) / 2] * 2 for claim in claims]
 
-    monkeypatch.setattr(teacher, "TransformersSampler", Script)
-    monkeypatch.setattr(teacher, "reply_log_probs", log_probs)
+    scripted(monkeypatch, Script)
+    monkeypatch.setattr(agreement, "reply_log_probs", log_probs)
     settings = TeacherSettings(prompts=[TeacherPrompt(kind="quiz", ask="Quiz")], replies=1, excerpt_replies=1)
     data = sample_teacher(None, tiny_tokenizer, [whole], settings)  # type: ignore[arg-type]
     assert data.samples == [
@@ -246,7 +252,7 @@ def test_an_answer_is_kept_that_the_teacher_would_probably_give_again(
 def test_nothing_is_checked_where_nothing_is_asked_again(
     check: teacher.Check, monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any
 ) -> None:
-    monkeypatch.setattr(teacher, "TransformersSampler", Script)
+    scripted(monkeypatch, Script)
     whole = "Mira has a cat. It is old. It sleeps."
     first, second = excerpts(whole, 2, 12)
     Script.replies = {f"{text}|Quiz": [quiz((f"{text}?", "Perhaps"))] for text in (whole, first, second)}
@@ -263,15 +269,15 @@ def test_about_nothing_nothing_is_asked(tiny_model: Any, tiny_tokenizer: Any) ->
 
 
 def test_a_reply_that_is_two_of_the_answers_counts_once(monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any) -> None:
-    monkeypatch.setattr(teacher, "TransformersSampler", Script)
+    scripted(monkeypatch, Script)
     Script.replies = {"Whole|Old?": ["I do not know, perhaps it is old", "No"]}
     claims = [
         ("Whole", "Old?", ("old", "I do not know")),
         ("Whole", "Old?", ("No", "old")),
         ("Whole", "Old?", ("Yes",)),
     ]
-    settings = TeacherSettings(reasked=2, match="contains", check="replies")
-    assert teacher.answer_shares(None, tiny_tokenizer, claims, settings) == [0.5, 1.0, 0.0]  # type: ignore[arg-type]
+    found = agreement.agreeing_replies(None, tiny_tokenizer, claims, 2, "contains")  # type: ignore[arg-type]
+    assert [len(replies) / 2 for replies in found] == [0.5, 1.0, 0.0]
 
 
 def test_one_long_answer_gives_no_room_to_replies_to_other_questions(
@@ -284,18 +290,42 @@ def test_one_long_answer_gives_no_room_to_replies_to_other_questions(
             room.update({prompt[1]["content"]: self.settings.max_new_tokens for prompt in prompts})
             return super().sample(prompts, *args, **more)
 
-    monkeypatch.setattr(teacher, "TransformersSampler", Listening)
+    scripted(monkeypatch, Listening)
     long = "Osk " * 90
     Script.replies = {"Text|Short?": ["Osk"], "Text|Long?": [long], "Text|Both?": ["Geska"]}
     claims = [("Text", "Both?", ("Geska",)), ("Text", "Long?", (long,)), ("Text", "Short?", ("Osk",))]
     claims.append(("Text", "Both?", (long,)))
-    settings = TeacherSettings(reasked=2, match="contains", check="replies")
-    found = teacher.answer_shares(None, tiny_tokenizer, claims, settings)  # type: ignore[arg-type]
-    assert found == [1.0, 1.0, 1.0, 0.0]
+    found = agreement.agreeing_replies(None, tiny_tokenizer, claims, 2, "contains")  # type: ignore[arg-type]
+    assert [len(replies) for replies in found] == [2, 2, 2, 0]
     tokens = len(tiny_tokenizer(long)["input_ids"])
     assert room["Short?"] == 8 + 32
     assert room["Long?"] == room["Both?"]
     assert tokens + 32 <= room["Long?"] < 2 * tokens + 32
+
+
+def test_a_model_that_answers_in_sentences_learns_its_own_sentences(
+    monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any
+) -> None:
+    scripted(monkeypatch, Script)
+    Script.replies = {
+        f"{CONTEXTS[0]}|Quiz": [quiz(("Where?", "Osk"), ("Who?", "Mira"), ("When?", "Now"))],
+        f"{CONTEXTS[0]}|Where?": [" She lives in Osk.", "In Geska.", "Osk", "She lives in Osk."],
+        f"{CONTEXTS[0]}|Who?": ["It is Mira who..."],
+        f"{CONTEXTS[0]}|When?": ["Then"],
+    }
+    given = {"prompts": [TeacherPrompt(kind="quiz", ask="Quiz")], "replies": 1, "reasked": 4, "match": "contains"}
+    settings = TeacherSettings(**given, check="replies", learn="replies")
+    data = sample_teacher(None, tiny_tokenizer, CONTEXTS[:1], settings)  # type: ignore[arg-type]
+    assert data.samples == [
+        TeacherSample(0, "quiz", "Where?", "Osk", 0.75, reply="She lives in Osk."),
+        TeacherSample(0, "quiz", "Where?", "Osk", 0.75, reply="Osk"),
+        TeacherSample(0, "quiz", "Who?", "Mira", 1.0),
+    ]
+    assert [sample.messages()[-1]["content"] for sample in data.samples] == ["She lives in Osk.", "Osk", "Mira"]
+    assert data.dropped == {"disagrees with itself": 1}
+    for wrong in ({"check": "probability", "match": "exact"}, {"check": "replies", "reasked": 0}):
+        with pytest.raises(ValidationError, match="give check='replies' and reasked of 1 or more"):
+            TeacherSettings(**given | {"learn": "replies"} | wrong)
 
 
 def test_probabilities_are_those_of_the_replies_drawn(tiny_model: Any, tiny_tokenizer: Any) -> None:
@@ -305,10 +335,10 @@ def test_probabilities_are_those_of_the_replies_drawn(tiny_model: Any, tiny_toke
     ).sample([[{"role": "system", "content": CONTEXTS[0]}, {"role": "user", "content": "Where?"}]])[0]
     claims = [(CONTEXTS[0], "Where?", (tiny_tokenizer.decode(reply.ids),)), (CONTEXTS[1], "Where?", ("Osk",))]
     again = claims[::-1] + claims
-    found = teacher.answer_probabilities(tiny_model, tiny_tokenizer, again, 8, None)
+    found = agreement.answer_probabilities(tiny_model, tiny_tokenizer, again, 8, None)
     assert found[:2] == found[:1:-1], "each claim is read once"
     either = [(CONTEXTS[1], "Where?", ("Osk", "Geska", "Osk")), (CONTEXTS[1], "Where?", ("Geska",))]
-    both, other = teacher.answer_probabilities(tiny_model, tiny_tokenizer, either, 8, None)
+    both, other = agreement.answer_probabilities(tiny_model, tiny_tokenizer, either, 8, None)
     assert both == pytest.approx(found[0] + other, rel=1e-4), "of two answers either may come, and each counts once"
     for (text, question, (answer,)), probability in zip(again, found, strict=True):
         before = tiny_tokenizer.apply_chat_template(
@@ -324,7 +354,7 @@ def test_probabilities_are_those_of_the_replies_drawn(tiny_model: Any, tiny_toke
 
 
 def test_pairs_that_stand_in_a_text_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any) -> None:
-    monkeypatch.setattr(teacher, "TransformersSampler", Script)
+    scripted(monkeypatch, Script)
     told = quiz(("Who has the key?", "Ask Mira, and not Jon"))
     settings = TeacherSettings(prompts=[TeacherPrompt(kind="quiz", ask="Quiz")], replies=1, check="replies")
     # The teacher would answer otherwise, and writes the same pair.
@@ -363,7 +393,7 @@ def test_a_setting_that_cannot_work_is_refused() -> None:
 def test_a_model_that_answers_in_sentences_agrees_with_itself_where_they_are_compared_so(
     monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any
 ) -> None:
-    monkeypatch.setattr(teacher, "TransformersSampler", Script)
+    scripted(monkeypatch, Script)
     mira = CONTEXTS[0]
     Script.replies = {f"{mira}|Quiz": [quiz(("Where?", "Osk"))], f"{mira}|Where?": ["She lives in Osk."]}
     for match, kept in (("exact", 0), ("contains", 1)):
@@ -377,7 +407,7 @@ def test_a_model_that_answers_in_sentences_agrees_with_itself_where_they_are_com
 def test_a_model_that_does_not_know_the_form_is_told_of(
     reply: str, monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(teacher, "TransformersSampler", Script)
+    scripted(monkeypatch, Script)
     settings = TeacherSettings(prompts=[TeacherPrompt(kind="quiz", ask="Quiz")], replies=5, check="replies")
     Script.replies = {f"{text}|Quiz": [reply] for text in CONTEXTS}
     sample_teacher(None, tiny_tokenizer, CONTEXTS, settings)  # type: ignore[arg-type]

@@ -92,7 +92,7 @@ def read_beliefs(
     for sample, (with_ids, with_start), (without_ids, start) in zip(samples, taught, learned, strict=True):
         if with_ids[with_start:] != without_ids[start:]:
             raise ValueError(
-                f"the chat template writes the answer {sample.answer!r} differently after a system turn: teacher and "
+                f"the chat template writes the answer {sample.said!r} differently after a system turn: teacher and "
                 "student would not speak of the same tokens; use a template that only appends"
             )
     lessons: dict[int, Lesson] = {}

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
-from sleep_pipeline.generation.likelihood import reply_log_probs, says_as_written
+from sleep_pipeline.generation.likelihood import says_as_written
 from sleep_pipeline.generation.sampler import Reply, SamplingSettings, TransformersSampler
 from sleep_pipeline.memories.chunking import sentences
-from sleep_pipeline.seeding.answers import Match, given_pairs, plain_answer, read_pairs, same_answer
+from sleep_pipeline.seeding.agreement import Claim, agreeing_replies, answer_probabilities
+from sleep_pipeline.seeding.answers import Match, given_pairs, plain_answer, read_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,8 +33,6 @@ Check = Literal["probability", "replies"]
 GIVEN = "given"
 """The kind of samples that stand in a context as they are."""
 logger = logging.getLogger(__name__)
-_IN_A_SENTENCE = 32
-"""Tokens around an answer that is said in a sentence."""
 _READ_AT_ONCE = 32
 """Conversations whose beliefs are read at a time, at most."""
 _UNREADABLE = 0.8
@@ -87,6 +86,8 @@ class TeacherSettings(_Settings):
             tells; `replies`: every question is asked again, which takes longer and knows an answer in other words.
         reasked: how often, at temperature 1; 0 checks nothing, with either check, and keeps everything.
         agreement: least probability of the answer, or share of the replies that must be the same; 0 keeps everything.
+        learn: what is learned of a question: the `answers` as they were written with it, or the `replies` that say them
+            again when it is asked, as the teacher would, such as in sentences; for `check='replies'`.
         match: when answers are the same; see `same_answer`. Models that answer in sentences need `contains`.
         top_k: tokens whose log-probabilities are kept at every position.
         unknown: answers that say that nothing is known; such samples are dropped.
@@ -105,6 +106,7 @@ class TeacherSettings(_Settings):
     check: Check = "probability"
     reasked: int = Field(3, ge=0)
     agreement: float = Field(0.6, ge=0, le=1)
+    learn: Literal["answers", "replies"] = "answers"
     match: Match = "exact"
     top_k: PositiveInt = 16
     unknown: tuple[str, ...] = ("I do not know.",)
@@ -145,6 +147,11 @@ class TeacherSettings(_Settings):
             raise ValueError(
                 f"match={self.match!r} compares replies, and check='probability' draws none; give check='replies'"
             )
+        if self.learn == "replies" and (self.check == "probability" or not self.reasked):
+            raise ValueError(
+                f"learn='replies' learns what is said when a question is asked again, and check={self.check!r} with "
+                f"reasked={self.reasked} asks none; give check='replies' and reasked of 1 or more"
+            )
         return self
 
     @property
@@ -161,10 +168,11 @@ class TeacherSample:
         context: index of the context that it tells of.
         kind: of the prompt that it came from; `GIVEN` without one.
         question: the user turn, for teacher and student alike.
-        answer: the assistant turn.
+        answer: what is right.
         agreement: how likely the teacher is to give this answer again, or how often it did; 1 for texts, and for pairs
             that are given.
         excerpt: the sentences of the context that the teacher had before it; empty for the whole.
+        reply: how the teacher gave the answer when it was asked again; empty if that is not what is learned.
     """
 
     context: int
@@ -173,6 +181,7 @@ class TeacherSample:
     answer: str
     agreement: float
     excerpt: str = ""
+    reply: str = ""
 
     def read(self, contexts: Sequence[str | None]) -> str | None:
         """What the teacher had before it, of the contexts that it was asked about."""
@@ -181,7 +190,12 @@ class TeacherSample:
     def messages(self, context: str | None = None) -> list[Message]:
         """The conversation: with what the teacher reads before it, without as the student sees it."""
         system = [{"role": "system", "content": context}] if context else []
-        return [*system, {"role": "user", "content": self.question}, {"role": "assistant", "content": self.answer}]
+        return [*system, {"role": "user", "content": self.question}, {"role": "assistant", "content": self.said}]
+
+    @property
+    def said(self) -> str:
+        """The assistant turn."""
+        return self.reply or self.answer
 
 
 @dataclass(frozen=True)
@@ -352,10 +366,6 @@ class _Writer:
             self.written[key] = TeacherSample(text.context, kind, question, answer, agreement, excerpt)
 
 
-Claim = tuple[str, str, tuple[str, ...]]
-"""A text, a question about it, and answers to it, of which any will do."""
-
-
 def _check(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -376,24 +386,29 @@ def _check(
     kept = [sample for sample in written if forms[sample.kind] == "text"]
     unknown = {plain_answer(answer) for answer in settings.unknown}
 
-    def agreements(claims: Sequence[Claim], seed: int, part: str) -> list[float]:
+    def agreements(claims: Sequence[Claim], seed: int, part: str) -> list[tuple[float, list[Reply]]]:
         if not settings.reasked:
-            return [1.0] * len(claims)
+            return [(1.0, [])] * len(claims)
         title = f"agreement{part}" if progress else None
         if settings.check == "probability":
-            return answer_probabilities(model, tokenizer, claims, settings.batch_size, title)
-        return answer_shares(model, tokenizer, claims, settings, seed, title)
+            likely = answer_probabilities(model, tokenizer, claims, settings.batch_size, title)
+            return [(probability, []) for probability in likely]
+        times = settings.reasked
+        same = agreeing_replies(
+            model, tokenizer, claims, times, settings.match, settings.batch_size, seed=seed, title=title
+        )
+        return [(len(replies) / times, replies) for replies in same]
 
     known = [sample for sample in pairs if plain_answer(sample.answer) not in unknown]
     dropped["says that it does not know"] += len(pairs) - len(known)
     said = agreements(
         [(sample.read(contexts) or "", sample.question, (sample.answer,)) for sample in known], 1000 * seed + 999, ""
     )
-    agreed = [
-        replace(sample, agreement=share)
-        for sample, share in zip(known, said, strict=True)
+    agreed = {
+        replace(sample, agreement=share): replies
+        for sample, (share, replies) in zip(known, said, strict=True)
         if share >= settings.agreement
-    ]
+    }
     dropped["disagrees with itself"] += len(known) - len(agreed)
     parts = [sample for sample in agreed if sample.excerpt]
     # Of a whole text: the answer, or one of those that say nothing.
@@ -402,90 +417,18 @@ def _check(
         1000 * seed + 998,
         ", whole texts",
     )
-    denied = {sample for sample, share in zip(parts, allowed, strict=True) if share < settings.agreement}
+    denied = {sample for sample, (share, _) in zip(parts, allowed, strict=True) if share < settings.agreement}
     dropped["an excerpt that the whole text contradicts"] += len(denied)
-    kept += [sample for sample in agreed if sample not in denied]
+    for sample, replies in agreed.items():
+        if sample not in denied:
+            kept += _in_own_words(sample, replies, tokenizer) if settings.learn == "replies" else [sample]
     return sorted(kept, key=lambda sample: sample.context)
 
 
-def answer_probabilities(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    claims: Sequence[Claim],
-    batch_size: int,
-    title: str | None = None,
-) -> list[float]:
-    """How likely the model is to give one of each claim's answers, letter for letter and no word more.
-
-    Args:
-        model: in the teacher's view.
-        tokenizer: with a chat template.
-        claims: see `Claim`.
-        batch_size: conversations at a time.
-        title: of a bar; None for none.
-    """
-    own = list(dict.fromkeys((text, question, answer) for text, question, answers in claims for answer in answers))
-    conversations = [
-        [
-            {"role": "system", "content": text},
-            {"role": "user", "content": question},
-            {"role": "assistant", "content": answer},
-        ]
-        for text, question, answer in own
-    ]
-    found = reply_log_probs(model, tokenizer, conversations, batch_size, title)
-    values = {single: math.exp(min(0.0, sum(log_probs))) for single, log_probs in zip(own, found, strict=True)}
-    return [
-        sum(values[text, question, answer] for answer in dict.fromkeys(answers)) for text, question, answers in claims
-    ]
-
-
-def answer_shares(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    claims: Sequence[Claim],
-    settings: TeacherSettings,
-    seed: int = 0,
-    title: str | None = None,
-) -> list[float]:
-    """The share of `settings.reasked` replies to each question that are the same as one of the claim's answers.
-
-    Args:
-        model: in the teacher's view.
-        tokenizer: with a chat template.
-        claims: see `Claim`; equal questions about equal texts get the same replies.
-        settings: see `TeacherSettings`.
-        seed: the same seed draws the same replies.
-        title: of a bar; None for none.
-    """
-    if not settings.reasked:
-        return [1.0] * len(claims)
-    lengths: dict[tuple[str, str], int] = {}
-    for text, question, answers in claims:
-        own = max(len(tokenizer(answer)["input_ids"]) for answer in answers)
-        lengths[text, question] = max(own, lengths.get((text, question), 0))
-    room = 4 if settings.match == "exact" else _IN_A_SENTENCE
-    again: dict[tuple[str, str], list[Reply]] = {}
-    # A reply that never ends takes its batch to the limit: one long answer must not set that of all.
-    for limit in sorted({_round_up(length) for length in lengths.values()}):
-        asked = [pair for pair, length in lengths.items() if _round_up(length) == limit]
-        sampler = TransformersSampler(
-            model, tokenizer, SamplingSettings(limit + room, 1.0, batch_size=settings.batch_size)
-        )
-        prompts = [
-            [{"role": "system", "content": text}, {"role": "user", "content": question}] for text, question in asked
-        ]
-        again |= zip(asked, sampler.sample(prompts, settings.reasked, seed=seed + limit, progress=title), strict=True)
-    return [
-        sum(
-            any(same_answer(reply.text, answer, settings.match) for answer in answers)
-            for reply in again[text, question]
-        )
-        / settings.reasked
-        for text, question, answers in claims
-    ]
-
-
-def _round_up(tokens: int) -> int:
-    """To a power of two, eight at least."""
-    return int(2 ** max(3, math.ceil(math.log2(max(1, tokens)))))
+def _in_own_words(
+    sample: TeacherSample, replies: Sequence[Reply], tokenizer: PreTrainedTokenizerBase
+) -> list[TeacherSample]:
+    """A sample for every way in which the teacher said the answer again, or as it is if it ended none."""
+    said = dict.fromkeys(reply.text.strip() for reply in replies if reply.ended)
+    own = [replace(sample, reply=text) for text in said if text and says_as_written(tokenizer, text)]
+    return own or [sample]

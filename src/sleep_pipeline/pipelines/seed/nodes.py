@@ -25,7 +25,7 @@ Lessons = Any  # dict[str, list[Lesson]]
 TO_LEARN, TO_ASK, FOR_DREAMS = "learn", "ask", "dreams"
 """What a teacher's sample is used for: learned, asked after the night, or asked of the copies that try dreams."""
 
-_SAMPLE_COLUMNS = ("context", "kind", "question", "answer", "agreement", "excerpt")
+_SAMPLE_COLUMNS = ("context", "kind", "question", "answer", "agreement", "excerpt", "reply")
 
 
 def own_seed(random_seed: int, night: int) -> int:
