@@ -22,9 +22,9 @@ def test_a_log_hears_of_long_work_now_and_then(
     lines = [record.getMessage() for record in caplog.records]
     assert 2 <= len(lines) <= 30 * 25 / progress.SECONDS + 1
     assert lines[0].startswith("training: 1")
-    assert "of 40 steps" in lines[0]
+    assert "of 40, 25.00s/step" in lines[0]
     assert "left, loss=0.5" in lines[0]
-    assert lines[-1].startswith("training: 40 of 40 steps")
+    assert lines[-1].startswith("training: 40 of 40")
     assert capsys.readouterr().err == ""
 
 

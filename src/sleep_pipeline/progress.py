@@ -50,7 +50,7 @@ def bar(
     kind: Any = tqdm
     more: dict[str, Any] = {"disable": title is None}
     if title is not None and (sys.stderr is None or not sys.stderr.isatty()):
-        form = "{desc}: {n_fmt} of {total_fmt} {unit}s, {rate_fmt}, {elapsed} so far, {remaining} left{postfix}"
+        form = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {elapsed} so far, {remaining} left{postfix}"
         kind = _Logged
         more = {"mininterval": SECONDS, "maxinterval": math.inf, "delay": SECONDS, "bar_format": form}
         more["file"] = io.StringIO()  # for the end of a line that every bar writes
