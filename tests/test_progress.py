@@ -26,6 +26,7 @@ def test_a_log_hears_of_long_work_now_and_then(
     assert "left, loss=0.5" in lines[0]
     assert lines[-1].startswith("training: 40 of 40")
     assert capsys.readouterr().err == ""
+    assert len(lines) == len({line.split(",")[0] for line in lines}), "the end is told once"
 
 
 def test_nothing_is_said_of_what_is_short(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,10 +22,13 @@ class _Logged(tqdm_std):  # type: ignore[type-arg]
     """Says in a log what a bar shows."""
 
     monitor_interval: ClassVar[int] = 0  # a thread that would make it speak oftener
+    _told: float | None = None
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Log a line."""
-        logger.info("%s", msg or str(self))
+        """Log a line, unless it is the last one again."""
+        if self.n != self._told:
+            self._told = self.n
+            logger.info("%s", msg or str(self))
 
 
 def bar(
