@@ -55,7 +55,7 @@ from sleep_pipeline.tracking.git import git_state
 
 Run = dict[str, Any]
 
-ONE_PROTOCOL = ("task", "tasks", "classes", "ask", "test_rows_per_class", "normalise")
+ONE_PROTOCOL = ("task", "tasks", "classes", "ask", "test_rows_per_class", "text_words", "normalise")
 """Settings that all runs of one JSON share, or its table would compare what cannot be compared."""
 BOTH = "95 % bootstrap over seeds and questions"
 QUESTIONS = "95 % over the questions of the only seed"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sleep_pipeline.evaluation.tasks import (
     asked_on_validation,
+    beginnings,
     class_stream,
     declared,
     fewer_questions,
@@ -63,6 +64,9 @@ def stream_of(settings: BenchmarkSettings, data: LabelledData) -> ClassStream:
     """The data as the settings have them asked and dealt."""
     if settings.ask == "validation":
         data = asked_on_validation(data)
+    words = data.declaration.text_words if settings.text_words is None else settings.text_words
+    if words:
+        data = beginnings(data, words)
     if settings.test_rows_per_class is not None:
         data = fewer_questions(data, settings.test_rows_per_class)
     return class_stream(data, settings.seed, settings.tasks, settings.classes)

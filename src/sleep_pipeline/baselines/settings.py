@@ -25,6 +25,7 @@ class BenchmarkSettings(BaseModel):
         classes: of a part; None as declared.
         ask: the `test` rows; or, to choose settings by, those for `validation` (see `asked_on_validation`).
         test_rows_per_class: questions a class at most, the same for all methods and seeds; None asks all.
+        text_words: of a text that are read, from its beginning; None as the task declares, 0 reads all.
         threads: CPU threads; None as the machine's settings say.
         precision: of seeding and fine-tuning; None as `settings.seeding.optimizer` says. What learns by day does so in
             the model's own, and dreams as `settings.dreaming` says.
@@ -44,6 +45,7 @@ class BenchmarkSettings(BaseModel):
     classes: PositiveInt | None = None
     ask: Literal["test", "validation"] = "test"
     test_rows_per_class: PositiveInt | None = None
+    text_words: NonNegativeInt | None = None
     threads: PositiveInt | None = None
     precision: Literal["bf16", "fp32"] | None = None
     normalise: bool = False

@@ -2,11 +2,14 @@ from dataclasses import replace
 
 import pytest
 
+from sleep_pipeline.baselines.benchmark import stream_of
+from sleep_pipeline.baselines.settings import BenchmarkSettings
 from sleep_pipeline.evaluation.tasks import (
     Example,
     LabelledData,
     TaskError,
     asked_on_validation,
+    beginnings,
     class_stream,
     declared,
     fewer_questions,
@@ -83,6 +86,28 @@ def test_a_class_that_cannot_be_tested_is_refused() -> None:
 def test_a_class_with_one_example_is_a_class() -> None:
     stream = class_stream(made_up(shots=1), seed=0)
     assert [len(task.train) for task in stream.tasks] == [2, 2, 2]
+
+
+def test_of_long_texts_the_beginning_is_read_everywhere() -> None:
+    data = replace(
+        made_up(), validation=(Example("a\n b c d", "class 0"),), out_of_scope_validation=("a  b", "a b c d")
+    )
+    cut = beginnings(data, 3)
+    assert cut.train[0].text == "class 0 says" and cut.train[0].label == data.train[0].label
+    assert cut.test == data.test, "texts of three words stay as they are"
+    assert cut.validation == (Example("a b c", "class 0"),)
+    assert (cut.out_of_scope, cut.out_of_scope_validation) == (("what",), ("a  b", "a b c"))
+
+
+@pytest.mark.parametrize(("asked", "read"), [(None, 48), (5, 5), (0, 60)])
+def test_articles_are_read_as_far_as_declared_unless_a_run_says_otherwise(asked: int | None, read: int) -> None:
+    data = made_up()
+    articles = tuple(replace(one, text=" ".join([one.text, *["word"] * 56])) for one in data.train)
+    declaration = declared("dbpedia").model_copy(update={"classes": 6, "tasks": 3})
+    stream = stream_of(
+        BenchmarkSettings(task="dbpedia", text_words=asked), replace(data, declaration=declaration, train=articles)
+    )
+    assert {len(one.text.split()) for task in stream.tasks for one in task.train} == {read}
 
 
 def test_fewer_questions_are_as_many_of_each_class_and_the_same_every_time() -> None:

@@ -13,6 +13,7 @@ from sleep_pipeline.evaluation.tasks.streams import (
     ClassStream,
     ClassTask,
     asked_on_validation,
+    beginnings,
     class_stream,
     fewer_questions,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "TaskDeclaration",
     "TaskError",
     "asked_on_validation",
+    "beginnings",
     "class_stream",
     "declared",
     "fewer_questions",

@@ -39,6 +39,7 @@ class TaskDeclaration(BaseModel):
         out_of_scope: label of texts that belong to no class; None where there are none.
         train_rows: rows drawn for training; None takes all.
         test_rows: rows drawn for the test; None takes all.
+        text_words: of a text that are read, from its beginning; None reads all.
         hub: where it can be had through `datasets`.
     """
 
@@ -59,6 +60,7 @@ class TaskDeclaration(BaseModel):
     out_of_scope: str | None = None
     train_rows: PositiveInt | None = None
     test_rows: PositiveInt | None = None
+    text_words: PositiveInt | None = None
     hub: HubName
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sleep_pipeline.evaluation.tasks.data import Example, LabelledData, TaskError
@@ -123,6 +124,26 @@ def asked_on_validation(data: LabelledData) -> LabelledData:
         tuple(one for place, one in enumerate(data.train) if (place in held_out) == asked) for asked in (False, True)
     )
     return replace(data, train=train, test=questions, out_of_scope=data.out_of_scope_validation)
+
+
+def beginnings(data: LabelledData, words: int) -> LabelledData:
+    """The data with no more than so many words of each text."""
+
+    def cut(text: str) -> str:
+        told = text.split()
+        return " ".join(told[:words]) if len(told) > words else text
+
+    def all_cut(examples: Sequence[Example]) -> tuple[Example, ...]:
+        return tuple(replace(one, text=cut(one.text)) for one in examples)
+
+    return replace(
+        data,
+        train=all_cut(data.train),
+        validation=all_cut(data.validation),
+        test=all_cut(data.test),
+        out_of_scope=tuple(map(cut, data.out_of_scope)),
+        out_of_scope_validation=tuple(map(cut, data.out_of_scope_validation)),
+    )
 
 
 def fewer_questions(data: LabelledData, per_class: int) -> LabelledData:
