@@ -328,6 +328,19 @@ def test_a_model_that_answers_in_sentences_learns_its_own_sentences(
             TeacherSettings(**given | {"learn": "replies"} | wrong)
 
 
+def test_what_dreams_ask_is_answered_by_the_teacher(monkeypatch: pytest.MonkeyPatch, tiny_tokenizer: Any) -> None:
+    scripted(monkeypatch, Script)
+    Script.replies = {f"{CONTEXTS[1]}|How many?": ["It has 12 inns.", "There are 12 inns", "13 inns"]}
+    dreamt = [TeacherSample(1, "dream", "How many?", answer, 1.0) for answer in ("12 inns", "13 inns")]
+    settings = TeacherSettings(check="replies", reasked=3, match="contains", learn="replies")
+    found = teacher.said_again(None, tiny_tokenizer, CONTEXTS, dreamt, settings)  # type: ignore[arg-type]
+    assert [(sample.answer, sample.said) for sample in found] == [
+        ("12 inns", "It has 12 inns."),
+        ("12 inns", "There are 12 inns"),
+    ]
+    assert {round(sample.agreement, 2) for sample in found} == {0.67}
+
+
 def test_probabilities_are_those_of_the_replies_drawn(tiny_model: Any, tiny_tokenizer: Any) -> None:
     """The two checks speak of the same thing: how often an answer comes again."""
     (reply,) = sampling.TransformersSampler(

@@ -425,6 +425,39 @@ def _check(
     return sorted(kept, key=lambda sample: sample.context)
 
 
+def said_again(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    contexts: Sequence[str],
+    samples: Sequence[TeacherSample],
+    settings: TeacherSettings,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[TeacherSample]:
+    """Questions with answers that came from elsewhere, such as from dreams, as the teacher answers them.
+
+    Args:
+        model: in the teacher's view.
+        tokenizer: with a chat template.
+        contexts: that the samples speak of.
+        samples: questions with answers.
+        settings: how often it is asked, and when it agrees; what it disagrees with is left out.
+        seed: the same seed draws the same replies.
+        progress: whether to show a bar.
+    """
+    claims = [(sample.read(contexts) or "", sample.question, (sample.answer,)) for sample in samples]
+    times, title = settings.reasked, "agreement" if progress else None
+    same = agreeing_replies(
+        model, tokenizer, claims, times, settings.match, settings.batch_size, seed=seed, title=title
+    )
+    return [
+        own
+        for sample, replies in zip(samples, same, strict=True)
+        if len(replies) >= settings.agreement * times
+        for own in _in_own_words(replace(sample, agreement=len(replies) / times), replies, tokenizer)
+    ]
+
+
 def _in_own_words(
     sample: TeacherSample, replies: Sequence[Reply], tokenizer: PreTrainedTokenizerBase
 ) -> list[TeacherSample]:

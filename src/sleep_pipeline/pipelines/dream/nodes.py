@@ -68,6 +68,7 @@ def dream_night(
     from sleep_pipeline.memory import base_view, state_of, teacher_view
     from sleep_pipeline.registry import NightRegistry
     from sleep_pipeline.seeding.lessons import read_beliefs
+    from sleep_pipeline.seeding.teacher import said_again
     from sleep_pipeline.validation.rows import validate_rows
 
     began = time.perf_counter()
@@ -113,7 +114,13 @@ def dream_night(
     checked = validate_rows(frame, "dreams", max_bad_share=0.5)
     sources, samples = report.lessons()
     teacher = teacher_view if seeding.teacher.experts else base_view
+    asking = {prompt.kind for prompt in dreaming.dreams.prompts if prompt.form == "pairs"}
     with nullcontext() if dreamer is None else dreamer.disable_adapter(), teacher(opened.model):
+        if seeding.teacher.learn == "replies":
+            pairs = [sample for sample in samples if sample.kind in asking]
+            told = [sample for sample in samples if sample.kind not in asking]
+            again = said_again(opened.model, opened.tokenizer, sources, pairs, seeding.teacher, own, progress=True)
+            samples = told + again
         lessons = read_beliefs(
             opened.model, opened.tokenizer, sources, samples, seeding.teacher.top_k, seeding.teacher.reading_rows
         )
