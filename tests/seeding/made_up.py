@@ -120,7 +120,9 @@ class Script:
         """Texts that end in dots are cut off."""
         return [self._say(prompt[-1]["content"], count) for prompt in prompts]
 
-    def continue_ids(self, prompts: Sequence[Sequence[int]], count: int = 1, seed: int = 0) -> list[list[Reply]]:
+    def continue_ids(
+        self, prompts: Sequence[Sequence[int]], count: int = 1, seed: int = 0, progress: str | None = None
+    ) -> list[list[Reply]]:
         """As `sample`, by the decoded prompt."""
         return [self._say(self.tokenizer.decode(ids), count) for ids in prompts]
 

@@ -190,6 +190,7 @@ def self_made_documents(
     seed: int,
     batch_size: int = 64,
     requests: Sequence[str] = (),
+    progress: str | None = None,
 ) -> list[str]:
     """Texts that the model writes when it is asked for them, or given nothing but the opening of a system turn.
 
@@ -206,11 +207,12 @@ def self_made_documents(
         seed: of the sampling.
         batch_size: texts at a time.
         requests: for texts, in turn; none opens system turns.
+        progress: title of a bar; None for no bar.
     """
     drawing = SamplingSettings(max_new_tokens, batch_size=batch_size)
     if requests:
-        return _requested(model, tokenizer, count, drawing, seed, requests)
-    kept = _own_turns(model, tokenizer, "system", drawing, count, seed)
+        return _requested(model, tokenizer, count, drawing, seed, requests, progress)
+    kept = _own_turns(model, tokenizer, "system", drawing, count, seed, progress)
     if kept is None:
         logger.warning(
             "the chat template writes nothing before and after a system turn alone, so the model makes up no documents "
@@ -235,10 +237,11 @@ def _requested(
     settings: SamplingSettings,
     seed: int,
     requests: Sequence[str],
+    progress: str | None,
 ) -> list[str]:
     """What the model writes when asked, up to its last whole sentence, each text once."""
     asked = [[{"role": "user", "content": requests[number % len(requests)]}] for number in range(count)]
-    drawn = TransformersSampler(model, tokenizer, settings).sample(asked, 1, seed=seed)
+    drawn = TransformersSampler(model, tokenizer, settings).sample(asked, 1, seed, progress)
     texts = [reply.text.strip() if reply.ended else _whole_sentences(reply.text) for (reply,) in drawn]
     kept = list(dict.fromkeys(text for text in texts if text))
     if 2 * len(kept) < count:
@@ -263,6 +266,7 @@ def _own_turns(
     settings: SamplingSettings,
     count: int,
     seed: int,
+    progress: str | None,
 ) -> list[str] | None:
     """What the model writes into a turn that is opened for it (compare Magpie, Xu et al. 2024), each text once.
 
@@ -277,7 +281,7 @@ def _own_turns(
     if not opening or not closing:
         return None
     ids = tokenizer(opening, add_special_tokens=False)["input_ids"]
-    (replies,) = TransformersSampler(model, tokenizer, settings).continue_ids([ids], count, seed=seed)
+    (replies,) = TransformersSampler(model, tokenizer, settings).continue_ids([ids], count, seed, progress)
     texts = [re.split(re.escape(closing.strip()) if closing.strip() else r"\Z", reply.text)[0] for reply in replies]
     ended = [text.strip() for text, reply in zip(texts, replies, strict=True) if reply.ended and text.strip()]
     return list(dict.fromkeys(ended))
@@ -290,6 +294,7 @@ def conversation_lessons(
     tokens: int,
     settings: TeacherSettings,
     seed: int,
+    progress: bool = False,
 ) -> list[Lesson]:
     """Requests that the model makes up, with its own replies: a student that keeps to them goes on knowing what it did.
 
@@ -304,11 +309,12 @@ def conversation_lessons(
             token, also at the last one, that it would go on.
         settings: batches, the temperature of replies, and how many tokens of the teacher's beliefs are kept.
         seed: of the sampling.
+        progress: whether to show bars.
     """
     if not count:
         return []
     drawing = SamplingSettings(tokens, batch_size=settings.batch_size)
-    requests = _own_turns(model, tokenizer, "user", drawing, count, seed)
+    requests = _own_turns(model, tokenizer, "user", drawing, count, seed, "made-up requests" if progress else None)
     if not requests:
         logger.warning(
             "the model makes up no conversations (seeding.replay.conversations): its chat template writes nothing "
@@ -318,7 +324,9 @@ def conversation_lessons(
         return []
     asked = [[{"role": "user", "content": request}] for request in requests]
     replying = SamplingSettings(tokens, settings.temperature, batch_size=settings.batch_size)
-    drawn = TransformersSampler(model, tokenizer, replying).sample(asked, 1, seed=seed + 1)
+    drawn = TransformersSampler(model, tokenizer, replying).sample(
+        asked, 1, seed + 1, "replies to them" if progress else None
+    )
     samples = [
         TeacherSample(0, "conversation", request, reply.text.strip(), 1.0)
         for request, (reply,) in zip(requests, drawn, strict=True)
@@ -385,6 +393,7 @@ def open_book_lessons(
     settings: TeacherSettings,
     replies: int,
     seed: int,
+    progress: str | None = None,
 ) -> list[Lesson]:
     """Lessons in reading: what the model does with documents, which both teacher and student have before them.
 
@@ -400,7 +409,8 @@ def open_book_lessons(
     )
     for number, (prompt, count) in enumerate(zip(settings.prompts, shares(settings.prompts, replies), strict=True)):
         asked = [[{"role": "system", "content": text}, {"role": "user", "content": prompt.ask}] for text in documents]
-        for context, written in enumerate(sampler.sample(asked, count, seed=1000 * seed + number) if count else []):
+        drawn = sampler.sample(asked, count, 1000 * seed + number, progress) if count else []
+        for context, written in enumerate(drawn):
             for text in dict.fromkeys(reply.text.strip() for reply in written if reply.ended and reply.text.strip()):
                 samples.append(TeacherSample(context, "writing", prompt.ask, text, 1.0))
                 if prompt.form == "pairs":

@@ -167,9 +167,16 @@ def gather(
                 1000 * seed + 17,
                 asked.batch_size,
                 replay.document_requests,
+                "made-up documents" if progress else None,
             )
             open_book = open_book_lessons(
-                model, tokenizer, documents, asked, replay.open_book_replies, 1000 * seed + 18
+                model,
+                tokenizer,
+                documents,
+                asked,
+                replay.open_book_replies,
+                1000 * seed + 18,
+                "about made-up documents" if progress else None,
             )
         if replay.open_book_rows:
             known = [sample for sample in data.samples if withheld is None or not withheld(sample.question)]
@@ -187,7 +194,7 @@ def gather(
                 asked.batch_size,
             )
             open_book += conversation_lessons(
-                model, tokenizer, replay.conversations, replay.conversation_tokens, asked, 1000 * seed + 21
+                model, tokenizer, replay.conversations, replay.conversation_tokens, asked, 1000 * seed + 21, progress
             )
     clock.tell(f"{len(open_book)} lessons to go on reading and speaking", "open book")
     return NightData(data, lessons, open_book, clock.seconds)
