@@ -308,8 +308,8 @@ def test_a_model_that_answers_in_sentences_learns_its_own_sentences(
 ) -> None:
     scripted(monkeypatch, Script)
     Script.replies = {
-        f"{CONTEXTS[0]}|Quiz": [quiz(("Where?", "Osk"), ("Who?", "Mira"), ("When?", "Now"))],
-        f"{CONTEXTS[0]}|Where?": [" She lives in Osk.", "In Geska.", "Osk", "She lives in Osk."],
+        f"{CONTEXTS[0]}|Quiz": [quiz(("Where?", "Osk"), ("Where?", "in Osk"), ("Who?", "Mira"), ("When?", "Now"))],
+        f"{CONTEXTS[0]}|Where?": [" She lives in Osk.", "In Geska.", "Osk", "She lives in Osk."],  # of both answers
         f"{CONTEXTS[0]}|Who?": ["It is Mira who..."],
         f"{CONTEXTS[0]}|When?": ["Then"],
     }

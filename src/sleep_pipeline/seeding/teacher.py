@@ -419,9 +419,13 @@ def _check(
     )
     denied = {sample for sample, (share, _) in zip(parts, allowed, strict=True) if share < settings.agreement}
     dropped["an excerpt that the whole text contradicts"] += len(denied)
+    # Two answers to a question may be said in the same way.
+    lessons: dict[tuple[int, str, str], TeacherSample] = {}
     for sample, replies in agreed.items():
         if sample not in denied:
-            kept += _in_own_words(sample, replies, tokenizer) if settings.learn == "replies" else [sample]
+            for own in _in_own_words(sample, replies, tokenizer) if settings.learn == "replies" else [sample]:
+                lessons.setdefault((own.context, own.question, own.said), own)
+    kept += lessons.values()
     return sorted(kept, key=lambda sample: sample.context)
 
 
