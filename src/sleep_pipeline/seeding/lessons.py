@@ -196,8 +196,9 @@ def self_made_documents(
 
     What a model puts there of itself is like what it was trained to find there: the embedded one a document, a general
     one instructions or code, so that it has to be asked. Of what it writes when asked, a text that is cut counts up to
-    its last sentence; of the others only those that the model ended. Each counts once, so there may be fewer than `count`
-    (with a warning where half of them are missing), and none where the chat template has no system turn of its own.
+    its last sentence; of the others only those that the model ended. Each counts once, so there may be fewer than
+    `count` (with a warning where half of them are missing), and none where the chat template has no system turn of
+    its own.
 
     Args:
         model: in the teacher's view.
